@@ -1,0 +1,47 @@
+"""What a face (HTTP, gRPC) holds of a running request: tokens as they come, and the ledger.
+
+The faces know this module and text_generation.py, never workers or sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, TokenEvent
+
+
+class Generation(Protocol):
+    """One request under way.
+
+    Iterating yields every token once, in order of index; the last one carries a finish reason.
+    A failure is raised from the iterator as one PdserveError. Exactly one of the two happens.
+    """
+
+    @property
+    def request_id(self) -> RequestId: ...
+
+    @property
+    def timing(self) -> RequestTiming:
+        """The ledger so far; complete once the iterator has ended."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
+
+    def cancel(self, reason: str) -> None:
+        """Stop it everywhere. The iterator then raises RequestCancelled; idempotent."""
+
+
+class TokenService(Protocol):
+    """The router as its faces see it: token ids in, token events out."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    def start(self, request: Request, *, tokenize_s: float = 0.0) -> Generation:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: a token id or a length is out of the model's range.
+            Overloaded: the queue is full or the deadline cannot be met.
+            ShuttingDown: the router drains.
+        """
