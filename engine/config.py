@@ -1,0 +1,50 @@
+"""Options of one engine: which model, on which device, with how much KV memory.
+
+What was asked is here and frozen; what is found at start (blocks that fit, device name) is on the
+runner. Used by both worker rooms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pdserve.config import Option
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    model: Annotated[
+        str, Option("model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder")
+    ] = "smollm2"
+    served_model_name: Annotated[
+        str, Option("name clients use for the model; empty: the model's own")
+    ] = ""
+    engine: Annotated[
+        str, Option("real model or stand-in without weights", choices=("model", "fake"))
+    ] = "model"
+    dtype: Annotated[
+        str, Option("type of weights, activations and KV", choices=("float32", "bfloat16"))
+    ] = "float32"
+    device: Annotated[str, Option("'cpu', 'cuda' or 'cuda:N'")] = "cpu"
+    threads: Annotated[
+        int, Option("compute threads; 0: this worker's share of the host's cores", low=0, high=1024)
+    ] = 0
+    cpus: Annotated[str, Option("cores to run on, as '0,2-3'; empty: any")] = ""
+    block_size: Annotated[int, Option("KV block", unit="tokens", low=1, high=1024)] = 16
+    kv_memory_mib: Annotated[
+        float, Option("memory for KV blocks; 0: 1024 on a CPU, 80 % of what is free on a GPU",
+                      unit="MiB", low=0)
+    ] = 0.0  # fmt: skip
+    max_model_len: Annotated[
+        int, Option("longest context; 0: the model's own", unit="tokens", low=0)
+    ] = 0
+    chunk_tokens: Annotated[
+        int, Option("prefill chunk, a multiple of the block size", unit="tokens", low=1)
+    ] = 256
+    fake_prefill_us: Annotated[
+        float, Option("fake engine: time for each prompt token", unit="µs", low=0)
+    ] = 20.0
+    fake_decode_ms: Annotated[
+        float, Option("fake engine: time for each step that decodes", unit="ms", low=0)
+    ] = 2.0
