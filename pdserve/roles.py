@@ -1,0 +1,45 @@
+"""What a worker's session (pdserve/worker_session.py) asks of a room, whichever role it plays.
+
+Two Protocols, no base class: PrefillWorker and DecodeWorker satisfy ``WorkerRole``; the session
+satisfies ``EventSink``. Everything is called on the event loop thread and returns at once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pdserve.messages import Hello, Submit, WorkerEvent
+from pdserve.types import RequestId, WorkerStatus
+
+
+class EventSink(Protocol):
+    """Where the events of the legs of one session go. Never blocks, never raises.
+
+    Events emitted within one turn of the event loop leave together in one StepReport; after the
+    session has ended they are dropped.
+    """
+
+    def emit(self, event: WorkerEvent) -> None: ...
+
+
+class WorkerRole(Protocol):
+    @property
+    def hello(self) -> Hello: ...
+
+    def submit(self, submit: Submit, sink: EventSink) -> None:
+        """Admit or refuse a leg; emits Admitted, Busy or AlreadyCommitted before returning."""
+
+    def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
+        """End the legs of this request and sink up to ``epoch``; unknown ones are ignored."""
+
+    def session_ended(self, sink: EventSink) -> None:
+        """Cancel every leg that was submitted with this sink."""
+
+    def status(self) -> WorkerStatus:
+        """``last_submit_seq`` is filled in by the session."""
+
+    def begin_drain(self) -> None:
+        """Answer Busy from now on."""
+
+    async def drained(self) -> None:
+        """Returns when no leg is left."""
