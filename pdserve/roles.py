@@ -21,6 +21,9 @@ class EventSink(Protocol):
 
     def emit(self, event: WorkerEvent) -> None: ...
 
+    def status_changed(self) -> None:
+        """Report the status soon although nothing happened: a step without events has ended."""
+
 
 class WorkerRole(Protocol):
     @property

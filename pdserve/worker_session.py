@@ -1,0 +1,252 @@
+"""A worker's end of its sessions with routers: greet, take orders, report, leave.
+
+    Hello -> Welcome -> { Submit | Cancel | Drain }*      receiver
+                        { StepReport }* [Goodbye]         sender, the only writer
+                        every heartbeat_s                 heartbeat pokes the sender
+
+One session is ``serve_session``; ``stay_connected`` dials again and again. Both know the role only
+as a ``WorkerRole`` and the carrier only as a ``WorkerLink``. State tables: docs/protocol.md 1.
+Not covered: several sessions with one router at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+
+from pdserve.clock import Clock
+from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, WorkerLost
+from pdserve.links import WorkerLink
+from pdserve.messages import Cancel, Drain, Goodbye, StepReport, Submit, Welcome, WorkerEvent
+from pdserve.roles import WorkerRole
+
+WELCOME_TIMEOUT_S = 10.0
+DIAL_TIMEOUT_S = 10.0
+MIN_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+async def serve_session(
+    link: WorkerLink, role: WorkerRole, clock: Clock, *, leave: asyncio.Event | None = None
+) -> str:
+    """Serve one router until the session ends; returns why, for people.
+
+    When it returns or raises, the role has been told (``session_ended``), the link is closed and no
+    task is left. ``leave``, once set, ends the session with a Goodbye.
+
+    Raises:
+        IncompatibleWorker: the router will not have this worker.
+    """
+    session = _Session(link, role, clock)
+    try:
+        if (problem := await session.greet()) is not None:
+            return problem
+        return await session.serve(leave)
+    finally:
+        session.end()
+        await link.close()
+
+
+async def stay_connected(
+    dial: Callable[[], Awaitable[WorkerLink]],
+    role: WorkerRole,
+    clock: Clock,
+    *,
+    leave: asyncio.Event | None = None,
+    router: str = "",
+    jitter: Callable[[], float] = random.random,
+) -> None:
+    """Keep a session with one router: dial again after 0.1 s, doubling to 5 s, with jitter.
+
+    Returns after a session ends while the role drains, or once ``leave`` is set. A session that
+    lasted longer than the longest back-off starts the doubling anew. ``router`` is for log lines.
+
+    Raises:
+        IncompatibleWorker: the router will not have this worker; dialling again would not help.
+    """
+    backoff_s = MIN_BACKOFF_S
+    while True:
+        dialled_s = clock.now()
+        reason = await _dial_and_serve(dial, role, clock, leave)
+        _log.info("session_ended router=%s reason=%r", router, reason)
+        if role.status().draining or (leave is not None and leave.is_set()):
+            return
+        if clock.now() - dialled_s > MAX_BACKOFF_S:
+            backoff_s = MIN_BACKOFF_S
+        # Between half and all of it, so that the workers of a restarted router spread out.
+        await _sleep_unless(leave, clock.sleep(backoff_s * (0.5 + 0.5 * jitter())))
+        if leave is not None and leave.is_set():
+            return
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+async def _dial_and_serve(
+    dial: Callable[[], Awaitable[WorkerLink]],
+    role: WorkerRole,
+    clock: Clock,
+    leave: asyncio.Event | None,
+) -> str:
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            link = await dial()
+    except TimeoutError:
+        return f"no connection within {DIAL_TIMEOUT_S:g} s"
+    except IncompatibleWorker:
+        raise
+    except PdserveError as error:
+        return f"no connection: {error}"
+    return await serve_session(link, role, clock, leave=leave)
+
+
+async def _sleep_unless(event: asyncio.Event | None, sleep: Coroutine[None, None, None]) -> None:
+    waits: set[asyncio.Task[object]] = {asyncio.ensure_future(sleep)}
+    if event is not None:
+        waits.add(asyncio.ensure_future(event.wait()))
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _stop(waits)
+
+
+async def _stop(tasks: set[asyncio.Task[object]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Session:
+    """One session. Satisfies ``EventSink``."""
+
+    def __init__(self, link: WorkerLink, role: WorkerRole, clock: Clock) -> None:
+        self._link = link
+        self._role = role
+        self._clock = clock
+        self._outbox: list[WorkerEvent] = []
+        self._poke = asyncio.Event()
+        self._heartbeat_s = 1.0
+        self._last_submit_seq = 0
+        self._goodbye: Goodbye | None = None
+        self._drain: Drain | None = None
+        self._drain_asked = asyncio.Event()
+        self._ended = False
+
+    def emit(self, event: WorkerEvent) -> None:
+        if not self._ended:
+            self._outbox.append(event)
+            self._poke.set()
+
+    def status_changed(self) -> None:
+        self._poke.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._outbox.clear()
+        self._role.session_ended(self)
+
+    async def greet(self) -> str | None:
+        """Hello and Welcome; what went wrong, or None."""
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await self._link.send(self._role.hello)
+                welcome = await self._link.receive()
+        except TimeoutError:
+            return f"no Welcome within {WELCOME_TIMEOUT_S:g} s"
+        except WorkerLost as error:
+            return f"lost before Welcome: {error}"
+        if not isinstance(welcome, Welcome):
+            return f"protocol error: {type(welcome).__name__} instead of Welcome"
+        self._heartbeat_s = welcome.heartbeat_s
+        _log.info("session_joined router_id=%s", welcome.router_id)
+        return None
+
+    async def serve(self, leave: asyncio.Event | None) -> str:
+        self._poke.set()  # the first status at once
+        tasks = {
+            self._start(work)
+            for work in (self._receive(), self._send(), self._beat(), self._drain_when_asked())
+        }
+        if leave is not None:
+            tasks.add(self._start(self._leave_when(leave)))
+        try:
+            pending = tasks
+            while True:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                reasons = [task.result() for task in done]
+                for reason in reasons:
+                    if reason is not None:  # receiver and sender return why the session ended
+                        return str(reason)
+        finally:
+            await _stop(tasks)
+
+    def _start(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
+        return asyncio.create_task(work)
+
+    async def _receive(self) -> str:
+        try:
+            while True:
+                match await self._link.receive():
+                    case Submit() as submit:
+                        self._last_submit_seq = max(self._last_submit_seq, submit.submit_seq)
+                        self._role.submit(submit, self)
+                    case Cancel(request_id, epoch, reason):
+                        self._role.cancel(request_id, epoch, reason, self)
+                    case Drain() as drain:
+                        self._drain = drain
+                        self._drain_asked.set()
+                    case Welcome():
+                        return "protocol error: second Welcome"
+        except WorkerLost as error:
+            return f"lost: {error}"
+        except IncompatibleWorker:
+            raise
+        except ProtocolError as error:
+            return f"protocol error: {error}"
+
+    async def _send(self) -> str:
+        try:
+            while True:
+                await self._poke.wait()
+                self._poke.clear()
+                goodbye = (
+                    self._goodbye
+                )  # before the outbox: what is emitted before it goes before it
+                events = tuple(self._outbox)
+                self._outbox.clear()
+                status = replace(self._role.status(), last_submit_seq=self._last_submit_seq)
+                await self._link.send(StepReport(events, status))
+                if goodbye is not None:
+                    await self._link.send(goodbye)
+                    return goodbye.reason
+        except WorkerLost as error:
+            return f"lost: {error}"
+
+    async def _beat(self) -> None:
+        while True:
+            await self._clock.sleep(self._heartbeat_s)
+            self._poke.set()
+
+    async def _drain_when_asked(self) -> None:
+        await self._drain_asked.wait()
+        assert self._drain is not None
+        grace_s = self._drain.grace_s
+        self._role.begin_drain()
+        self._poke.set()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._role.drained()
+            self._say_goodbye("drained")
+        except TimeoutError:
+            self._say_goodbye(f"grace of {grace_s:g} s is over")
+
+    async def _leave_when(self, leave: asyncio.Event) -> None:
+        await leave.wait()
+        self._say_goodbye("worker stops")
+
+    def _say_goodbye(self, reason: str) -> None:
+        self._goodbye = Goodbye(reason)
+        self._poke.set()
