@@ -129,8 +129,9 @@ class FirstToken:
 class Tokens:
     """Tokens of one sequence from one engine step (usually one).
 
-    ``timing`` comes with the first report of a decode leg only. The first report of a decode leg
-    repeats the first token (index ``first_index``), which came with the KV.
+    The first report of a decode leg repeats the first token (index ``first_index``), which came
+    with the KV, and has no timing. ``timing`` comes once a leg, with the first token that the leg
+    itself computed in a decode step (the client's second).
     """
 
     tokens: tuple[TokenEvent, ...]

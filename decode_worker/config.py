@@ -1,0 +1,45 @@
+"""Options of a decode worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from pdserve.config import Option
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    worker_id: Annotated[str, Option("name of this worker; empty: made from role and host")] = ""
+    routers: Annotated[
+        tuple[str, ...], Option("worker port of a router, host:port; may be repeated")
+    ] = ("127.0.0.1:9100",)
+    max_running: Annotated[
+        int, Option("sequences this worker holds at once", unit="sequences", low=1, high=4096)
+    ] = 64
+    step_tokens: Annotated[
+        int,
+        Option(
+            "colocated mode: tokens of one step, decode rows and prompt chunks together; "
+            "0: one chunk and the decode rows",
+            unit="tokens",
+            low=0,
+        ),
+    ] = 0
+    intake_mib_per_step: Annotated[
+        float,
+        Option("KV taken in during one decode step, so that running streams keep their pace",
+               unit="MiB", low=0.01),
+    ] = 16.0  # fmt: skip
+    parking: Annotated[
+        str,
+        Option(
+            "what happens to the KV of a sequence that must make room: copied to host memory, or "
+            "dropped and computed again (always so on a GPU)",
+            choices=("copy", "recompute"),
+        ),
+    ] = "copy"

@@ -1,0 +1,74 @@
+"""One leg on a decode worker: its state and what it holds.
+
+    DECODE     opening -> leasing -> receiving -> committed -> running <-> parked -> ended
+    COLOCATED  prefilling --------------------------------> running <-> parked -> ended
+
+(docs/protocol.md 3.) Mutable, owned by the event loop thread, changed only by worker.py and
+intake.py. Not here: decisions (scheduler.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from decode_worker.parking import ParkedKv
+from engine.sequence import Sequence
+from pdserve.messages import Submit
+from pdserve.roles import EventSink
+from pdserve.types import Attempt, Leg, RequestId
+
+
+class LegState(Enum):
+    OPENING = auto()  # admitted, blocks promised, KV read being opened
+    LEASING = auto()  # holder is ready, waiting for blocks
+    RECEIVING = auto()
+    COMMITTED = auto()  # KV verified, waiting for a place in the batch
+    PREFILLING = auto()  # blocks leased, computing its own prompt (colocated, or after recompute)
+    RUNNING = auto()
+    PARKED = auto()
+    ENDED = auto()
+
+
+ARRIVING = frozenset({LegState.OPENING, LegState.LEASING, LegState.RECEIVING})
+OWNED = frozenset({LegState.COMMITTED, LegState.PREFILLING, LegState.RUNNING, LegState.PARKED})
+
+
+@dataclass(slots=True, eq=False)
+class DecodeLeg:
+    submit: Submit
+    sink: EventSink
+    order: int  # admission number: lower is older
+    state: LegState
+    promised_blocks: int = 0  # admitted but not leased yet
+    sequence: Sequence | None = None
+    parked: ParkedKv | None = None
+    task: asyncio.Task[None] | None = None
+    submitted_s: float = 0.0
+    started_s: float | None = None  # first own prompt chunk (colocated)
+    ready_s: float = 0.0  # committed, or first token sampled: waiting for its first decode step
+    reported_timing: bool = False
+    sent_first_token: bool = field(default=False)
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.submit.attempt
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.submit.attempt.request.request_id
+
+    @property
+    def epoch(self) -> int:
+        return self.submit.attempt.epoch
+
+    @property
+    def kind(self) -> Leg:
+        return self.submit.leg
+
+    @property
+    def held(self) -> Sequence:
+        """The sequence of a leg that has one."""
+        assert self.sequence is not None, f"{self.request_id} has no sequence in {self.state}"
+        return self.sequence

@@ -1,0 +1,133 @@
+"""From the legs a worker owns to the rows of its next step: applies scheduler.py's decisions.
+
+Here decisions meet blocks: leases grow, KV is parked and restored, legs change between RUNNING,
+PARKED and PREFILLING. Knows no sessions and emits no events.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as SequenceOf
+
+from decode_worker.leg import DecodeLeg, LegState
+from decode_worker.parking import copy_in, copy_out
+from decode_worker.scheduler import SequenceView, Snapshot, StepDecision, plan_step
+from engine.block_pool import BlockBuffers, BlockPool
+from engine.step import StepRow
+
+logger = logging.getLogger(__name__)
+
+
+class StepAssembler:
+    """Builds steps. ``copies``: park by copying to host memory where the host can see the pool."""
+
+    def __init__(
+        self,
+        buffers: BlockBuffers,
+        pool: BlockPool,
+        *,
+        chunk_tokens: int,
+        step_tokens: int,
+        copies: bool,
+    ) -> None:
+        self._buffers = buffers
+        self._pool = pool
+        self._chunk_tokens = chunk_tokens
+        self._step_tokens = step_tokens
+        self._copies = copies and buffers.device == "cpu"
+        self.num_parkings = 0
+
+    def assemble(self, owned: SequenceOf[DecodeLeg]) -> list[StepRow]:
+        """Rows of the next step; empty if there is nothing to do. ``owned``: states OWNED."""
+        for leg in owned:
+            if leg.state is LegState.COMMITTED:
+                leg.state = LegState.RUNNING
+        rows, parked = self._once(owned)
+        if not rows and parked:  # everybody had to leave at once: the oldest can come back
+            rows, _ = self._once(owned)
+        return rows
+
+    def _once(self, owned: SequenceOf[DecodeLeg]) -> tuple[list[StepRow], bool]:
+        by_order = {leg.order: leg for leg in owned}
+        decision = plan_step(self._snapshot(owned))
+        for order in decision.park:
+            self._park(by_order[order])
+        for order in decision.restore:
+            self._restore(by_order[order])
+        for order in decision.grow:
+            self._grow(by_order[order])
+        return self._rows(by_order, decision), bool(decision.park)
+
+    def _snapshot(self, owned: SequenceOf[DecodeLeg]) -> Snapshot:
+        views: dict[LegState, list[SequenceView]] = {
+            LegState.RUNNING: [], LegState.PREFILLING: [], LegState.PARKED: [],
+        }  # fmt: skip
+        for leg in owned:
+            sequence = leg.held
+            parked = leg.state is LegState.PARKED
+            views[leg.state].append(
+                SequenceView(
+                    leg.order,
+                    len(sequence.token_ids),
+                    sequence.num_computed,
+                    0 if parked else sequence.lease.num_blocks,
+                )
+            )
+        return Snapshot(
+            running=tuple(views[LegState.RUNNING]),
+            prefilling=tuple(views[LegState.PREFILLING]),
+            parked=tuple(views[LegState.PARKED]),
+            free_blocks=self._pool.num_free,
+            block_size=self._buffers.layout.block_size,
+            chunk_tokens=self._chunk_tokens,
+            step_tokens=self._step_tokens,
+        )
+
+    def _rows(self, by_order: dict[int, DecodeLeg], decision: StepDecision) -> list[StepRow]:
+        rows = []
+        for order in decision.decode:
+            leg = by_order[order]
+            if leg.state is LegState.RUNNING:  # a restored one may have to recompute first
+                sequence = leg.held
+                rows.append(StepRow(sequence, sequence.num_computed, 1, samples=True))
+        for chunk in decision.chunks:
+            sequence = by_order[chunk.order].held
+            end = sequence.num_computed + chunk.num_tokens
+            samples = end == len(sequence.token_ids)
+            rows.append(StepRow(sequence, sequence.num_computed, chunk.num_tokens, samples))
+        return rows
+
+    def _park(self, leg: DecodeLeg) -> None:
+        sequence = leg.held
+        if self._copies:
+            leg.parked = copy_out(self._buffers, sequence.lease, sequence.num_computed)
+        else:
+            sequence.num_computed = 0
+        sequence.lease.release()
+        leg.state = LegState.PARKED
+        self.num_parkings += 1
+        logger.info(
+            "parked request=%s tokens=%d copied_bytes=%d",
+            leg.request_id, len(sequence.token_ids), leg.parked.num_bytes if leg.parked else 0,
+        )  # fmt: skip
+
+    def _restore(self, leg: DecodeLeg) -> None:
+        sequence = leg.held
+        num_blocks = self._buffers.layout.num_blocks(len(sequence.token_ids))
+        lease = self._pool.lease(num_blocks)
+        assert lease is not None, "the scheduler restored without room"
+        sequence.lease = lease
+        if leg.parked is not None:
+            copy_in(self._buffers, lease, leg.parked)
+            leg.parked = None
+            leg.state = LegState.RUNNING
+        else:
+            leg.state = LegState.PREFILLING
+        logger.info("restored request=%s", leg.request_id)
+
+    def _grow(self, leg: DecodeLeg) -> None:
+        sequence = leg.held
+        missing = self._buffers.layout.num_blocks(len(sequence.token_ids))
+        missing -= sequence.lease.num_blocks
+        extended = sequence.lease.extend(missing)
+        assert extended, "the scheduler grew without room"

@@ -1,0 +1,300 @@
+"""The decode worker: tickets in, tokens out; in colocated mode, prompts in.
+
+    submit -> admit or Busy -> intake task (KV read) -> committed -> running <-> parked -> ended
+                            -> prefilling (colocated) ->
+
+A WorkerRole for its sessions and a StepPlanner for its engine loop; decisions are scheduler.py's,
+block promises room.py's, the KV read intake.py's. It never retries and knows no router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence as SequenceOf
+
+from decode_worker.config import DecodeConfig
+from decode_worker.intake import Intake
+from decode_worker.leg import ARRIVING, OWNED, DecodeLeg, LegState
+from decode_worker.planning import StepAssembler
+from decode_worker.reporting import report_tokens
+from decode_worker.room import ArrivalRoom
+from engine.block_pool import BlockPool
+from engine.loop import EngineLoop, StepTiming
+from engine.sequence import Sequence
+from engine.step import SampledToken, StepRow, StepRunner
+from kvtransfer.importer import Importer
+from kvtransfer.intake import IntakeBudget
+from pdserve.clock import Clock
+from pdserve.errors import EngineFailure, PdserveError
+from pdserve.messages import (
+    Admitted,
+    AlreadyCommitted,
+    Busy,
+    Ended,
+    Failed,
+    Hello,
+    Submit,
+)
+from pdserve.roles import EventSink
+from pdserve.types import Leg, RequestId, WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeWorker:
+    """All legs of one decode worker. ``hello`` is what it tells routers about itself."""
+
+    def __init__(
+        self,
+        config: DecodeConfig,
+        hello: Hello,
+        runner: StepRunner,
+        pool: BlockPool,
+        importer: Importer,
+        clock: Clock,
+    ) -> None:
+        self.hello = hello
+        self._max_running = config.max_running
+        self._pool = pool
+        self._clock = clock
+        self._eos_token_ids = runner.eos_token_ids
+        self._layout = runner.layout
+        self._legs: dict[RequestId, DecodeLeg] = {}
+        self._returning: list[DecodeLeg] = []  # ended, blocks still pinned by the running step
+        self._next_order = 0
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._room = ArrivalRoom(pool)
+        budget = IntakeBudget(int(config.intake_mib_per_step * 2**20))
+        self._intake = Intake(importer, self._room, self, budget)
+        self._assembler = StepAssembler(
+            runner.buffers, pool, chunk_tokens=config.engine.chunk_tokens,
+            step_tokens=config.step_tokens, copies=config.parking == "copy",
+        )  # fmt: skip
+        self.loop = EngineLoop(runner, self, clock)
+
+    # --- WorkerRole ---------------------------------------------------------------------------
+
+    def submit(self, submit: Submit, sink: EventSink) -> None:
+        request_id = submit.attempt.request.request_id
+        epoch = submit.attempt.epoch
+        known = self._legs.get(request_id)
+        if known is not None:
+            if known.state in OWNED and known.epoch < epoch and known.sink is sink:
+                sink.emit(AlreadyCommitted(request_id, epoch, known.epoch))
+                return
+            if known.epoch >= epoch:
+                self._refuse(submit, sink)
+                return
+            self.end(known)
+        if not self._has_room(submit):
+            self._refuse(submit, sink)
+            return
+        self._admit(submit, sink)
+
+    def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
+        leg = self._legs.get(request_id)
+        if leg is not None and leg.epoch <= epoch and leg.sink is sink:
+            logger.debug("cancel request=%s epoch=%d reason=%s", request_id, epoch, reason)
+            self.end(leg)
+
+    def session_ended(self, sink: EventSink) -> None:
+        for leg in [leg for leg in self._legs.values() if leg.sink is sink]:
+            self.end(leg)
+
+    def status(self) -> WorkerStatus:
+        legs = list(self._legs.values())
+        by_state = {state: [leg for leg in legs if leg.state is state] for state in LegState}
+        waiting = [leg for leg in legs if leg.state in ARRIVING] + by_state[LegState.COMMITTED]
+        running = by_state[LegState.RUNNING]
+        prefilling = by_state[LegState.PREFILLING]
+        return WorkerStatus(
+            step=self.loop.num_steps,
+            step_age_s=self.loop.step_age_s,
+            total_blocks=self._pool.num_blocks,
+            free_blocks=self._pool.num_free,
+            reserved_blocks=self._room.promised_blocks + self._reserve(),
+            num_queued=len(waiting) + len(prefilling),
+            queued_tokens=sum(leg.held.num_uncomputed for leg in prefilling),
+            num_running=len(running),
+            running_tokens=sum(len(leg.held.token_ids) for leg in running),
+            num_parked=len(by_state[LegState.PARKED]),
+            draining=self._draining,
+        )
+
+    def begin_drain(self) -> None:
+        self._draining = True
+
+    async def drained(self) -> None:
+        await self._empty.wait()
+
+    async def close(self) -> None:
+        """End every leg and wait until nothing of them is left."""
+        self._draining = True
+        for leg in list(self._legs.values()):
+            self.end(leg)
+        await self._intake.close()
+        await self.loop.close()
+        self._settle_returned()
+
+    # --- StepPlanner --------------------------------------------------------------------------
+
+    def plan(self) -> list[StepRow]:
+        owned = [leg for leg in self._legs.values() if leg.state in OWNED]
+        rows = self._assembler.assemble(owned)
+        self._room.serve(self.reserve_for_arrivals())
+        self._intake.set_idle(not rows)
+        return rows
+
+    def apply(
+        self,
+        rows: SequenceOf[StepRow],
+        results: SequenceOf[SampledToken | None],
+        timing: StepTiming,
+    ) -> None:
+        for row, result in zip(rows, results, strict=True):
+            leg = self._legs.get(row.sequence.request_id)
+            if leg is None or leg.sequence is not row.sequence:
+                continue  # ended while the step ran
+            self._advance(leg, row, result, timing)
+        self._intake.step_ended()
+        self._settle_returned()
+        self.blocks_came_back()
+
+    def step_failed(self, rows: SequenceOf[StepRow], error: PdserveError) -> None:
+        for row in rows:
+            leg = self._legs.get(row.sequence.request_id)
+            if leg is not None and leg.sequence is row.sequence:
+                self.fail(leg, error.code, str(error))
+        self._settle_returned()
+        self.blocks_came_back()
+
+    # --- legs (called by intake.py too) -------------------------------------------------------
+
+    def committed(self, leg: DecodeLeg, sequence: Sequence) -> None:
+        """Verified KV is here; the next step may run it."""
+        leg.sequence = sequence
+        leg.state = LegState.COMMITTED
+        leg.ready_s = self._clock.now()
+        self.loop.wake()
+
+    def fail(self, leg: DecodeLeg, code: str, detail: str) -> None:
+        leg.sink.emit(Failed(leg.request_id, leg.epoch, leg.kind, code, detail))
+        self.end(leg)
+
+    def end(self, leg: DecodeLeg) -> None:
+        """Let go of everything; Ended follows when the blocks are really back."""
+        if leg.state is LegState.ENDED:
+            return
+        leg.state = LegState.ENDED
+        del self._legs[leg.request_id]
+        leg.parked = None
+        self.keep_promise(leg)
+        self._returning.append(leg)
+        if leg.sequence is not None:
+            leg.sequence.lease.release()
+        if leg.task is not None and leg.task is not asyncio.current_task():
+            leg.task.cancel()
+        self._settle_returned()
+        self.blocks_came_back()
+
+    def keep_promise(self, leg: DecodeLeg) -> None:
+        """The promise became a lease, or is not needed any more."""
+        self._room.take_back(leg.promised_blocks)
+        leg.promised_blocks = 0
+
+    def reserve_for_arrivals(self) -> int:
+        """Blocks an arriving sequence must leave; everything while a parked one waits."""
+        if any(leg.state is LegState.PARKED for leg in self._legs.values()):
+            return self._pool.num_blocks
+        return self._reserve()
+
+    def blocks_came_back(self) -> None:
+        self._room.serve(self.reserve_for_arrivals())
+        if any(leg.state in OWNED for leg in self._legs.values()):
+            self.loop.wake()
+
+    def leg_task_done(self, leg: DecodeLeg) -> None:
+        leg.task = None
+        self._settle_returned()
+        self.blocks_came_back()
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _refuse(self, submit: Submit, sink: EventSink) -> None:
+        free = max(0, self._room.unpromised_blocks(self._reserve()))
+        request_id = submit.attempt.request.request_id
+        sink.emit(Busy(request_id, submit.attempt.epoch, submit.leg, free))
+
+    def _has_room(self, submit: Submit) -> bool:
+        if self._draining or len(self._legs) >= self._max_running:
+            return False
+        need = self._layout.num_blocks(submit.attempt.num_context_tokens + 1)
+        return need <= self._room.unpromised_blocks(self._reserve())
+
+    def _reserve(self) -> int:
+        """Growth of those already here, and the whole of those that had to leave for a while."""
+        block_size = self._layout.block_size
+        reserve = 0
+        for leg in self._legs.values():
+            if leg.state in OWNED:
+                parked = leg.state is LegState.PARKED
+                reserve += -(-len(leg.held.token_ids) // block_size) if parked else 1
+        return reserve
+
+    def _admit(self, submit: Submit, sink: EventSink) -> None:
+        attempt = submit.attempt
+        leg = DecodeLeg(
+            submit, sink, self._next_order, LegState.OPENING, submitted_s=self._clock.now()
+        )
+        self._next_order += 1
+        self._legs[leg.request_id] = leg
+        self._empty.clear()
+        sink.emit(Admitted(leg.request_id, leg.epoch, leg.kind))
+        if self._layout.num_blocks(attempt.max_total_tokens) > self._pool.num_blocks:
+            error = EngineFailure(f"{attempt.max_total_tokens} tokens can never fit this worker")
+            self.fail(leg, error.code, str(error))
+        elif leg.kind is Leg.COLOCATED:
+            lease = self._pool.lease(self._layout.num_blocks(attempt.num_context_tokens))
+            assert lease is not None, "admitted without room"
+            leg.sequence = Sequence(attempt, lease)
+            leg.state = LegState.PREFILLING
+            self.loop.wake()
+        else:
+            leg.promised_blocks = self._layout.num_blocks(attempt.num_context_tokens + 1)
+            self._room.promise(leg.promised_blocks)
+            self._intake.begin(leg)
+
+    def _advance(
+        self, leg: DecodeLeg, row: StepRow, result: SampledToken | None, timing: StepTiming
+    ) -> None:
+        sequence = row.sequence
+        sequence.num_computed = row.end
+        if leg.started_s is None:
+            leg.started_s = timing.started_s
+        if result is None:
+            return
+        sequence.append(result.token_id)
+        finish = report_tokens(
+            leg, result, timing, self._eos_token_ids, self.hello.limits.max_model_len
+        )
+        if finish is not None:
+            self.end(leg)
+        elif leg.state is LegState.PREFILLING:
+            leg.state = LegState.RUNNING
+
+    def _settle_returned(self) -> None:
+        """Report Ended for legs whose blocks and task are gone."""
+        waiting: list[DecodeLeg] = []
+        for leg in self._returning:
+            blocks_back = leg.sequence is None or leg.sequence.lease.is_free
+            if blocks_back and leg.task is None:
+                leg.sequence = None
+                leg.sink.emit(Ended(leg.request_id, leg.epoch, leg.kind))
+            else:
+                waiting.append(leg)
+        self._returning = waiting
+        if not self._legs and not self._returning:
+            self._empty.set()
