@@ -92,7 +92,7 @@ class EngineLoop:
         self._wake.set()
 
     async def ended(self) -> None:
-        """Wait until the loop ends; raises what broke it (a fault of the planner, not of a step)."""
+        """Wait until the loop ends; raises what broke it (the planner, never a step)."""
         if self._task is not None:
             await asyncio.wait({self._task})
             if not self._task.cancelled() and (error := self._task.exception()) is not None:
@@ -112,6 +112,8 @@ class EngineLoop:
         finally:
             task.cancel()
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # logged when it happened
 
     async def _work(self) -> None:
         try:
