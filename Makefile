@@ -1,0 +1,44 @@
+# Everything works from a bare clone with Python 3.11 or newer; see `make help`.
+# Chosen from outside: PYTHON, TORCH_REQUIREMENT (see .ci/setup), ARGS, PYTEST_ARGS.
+
+PYTHON_VENV := .venv/bin/python
+ARGS ?=
+PYTEST_ARGS ?= -q
+GENERATED_CHECK := .ci/gen-proto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check setup setup-run clean
+
+help:
+	@echo "make demo    set up, start router, prefill and decode workers, send four prompts, stop"
+	@echo "make serve   the same service, staying up (options: make serve ARGS='--http-port 8000')"
+	@echo "make test    set up, check, and run every test that needs no GPU"
+	@echo "make check   formatting, types, generated code, architecture"
+	@echo "make setup   make .venv and install everything"
+	@echo "make clean   remove .venv and caches of tools (prepared models stay)"
+
+demo: setup-run
+	@$(PYTHON_VENV) -m cluster.demo $(ARGS)
+
+serve: setup-run
+	@$(PYTHON_VENV) -m cluster serve $(ARGS)
+
+test: setup check
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu and not ray" --ignore tests/architecture
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(GENERATED_CHECK) --check
+	$(PYTHON_VENV) -m pytest -q tests/architecture
+
+setup:
+	@.ci/setup dev
+
+setup-run:
+	@.ci/setup run
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build pdserve.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
