@@ -1,0 +1,129 @@
+"""The engine alone: prefill tokens/s by prompt length, decode tokens/s by batch.
+
+Random token ids, greedy sampling, the whole step as the workers run it (batch building, sampling
+and the hop to the engine thread included), no scheduler and no network. Each figure is the median
+over repetitions, with the range. Decode counts all rows of the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from dataclasses import replace
+
+from engine.block_pool import BlockPool
+from engine.build import build_runner, prepare
+from engine.chunking import next_chunk_len
+from engine.config import EngineConfig
+from engine.sequence import Sequence
+from engine.step import StepRow, StepRunner
+from pdserve.clock import MonotonicClock
+from pdserve.types import Attempt, Request, RequestId, SamplingParams
+
+from benchmarks.result import ScenarioResult
+
+SUMMARY = "prefill and decode speed of the bare engine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chunk-tokens", type=int, default=256)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[128, 512, 2048])
+    parser.add_argument("--decode", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--context", type=int, default=128, help="context of decode rows (tokens)")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="decode steps in one repetition")
+
+
+def run(args: argparse.Namespace) -> ScenarioResult:
+    return asyncio.run(_run(args))
+
+
+async def _run(args: argparse.Namespace) -> ScenarioResult:
+    config = replace(
+        EngineConfig(),
+        model=args.model, dtype=args.dtype, device=args.device, threads=args.threads,
+        chunk_tokens=args.chunk_tokens,
+    )  # fmt: skip
+    prepared = prepare(config, print)
+    runner = build_runner(config, prepared, MonotonicClock())
+    rows = [("case", "tokens/s", "min", "max")]
+    data: dict[str, object] = {"device": runner.device, "dtype": args.dtype, "repeat": args.repeat}
+    try:
+        for length in args.prefill:
+            rates = [await _prefill(runner, length, args, i) for i in range(args.repeat + 1)][1:]
+            _add(rows, data, f"prefill {length}", rates)
+        for batch in args.decode:
+            rates = [await _decode(runner, batch, args, i) for i in range(args.repeat + 1)][1:]
+            _add(rows, data, f"decode b={batch} at {args.context}", rates)
+    finally:
+        await runner.close()
+    return ScenarioResult(rows=rows, data=data)
+
+
+def _add(
+    rows: list[tuple[str, ...]], data: dict[str, object], name: str, rates: list[float]
+) -> None:
+    rows.append((name, f"{statistics.median(rates):,.1f}", f"{min(rates):,.1f}",
+                 f"{max(rates):,.1f}"))  # fmt: skip
+    data[name] = {"median": statistics.median(rates), "all": rates}
+
+
+def _sequence(
+    runner: StepRunner, pool: BlockPool, length: int, num_blocks: int, seed: int
+) -> Sequence:
+    draw = random.Random(seed)
+    ids = tuple(draw.randrange(runner.vocab_size) for _ in range(length))
+    sampling = SamplingParams(max_tokens=4096, ignore_eos=True)
+    lease = pool.lease(num_blocks)
+    if lease is None:
+        raise SystemExit(f"{num_blocks} KV blocks do not fit; lower the batch or the context")
+    return Sequence(Attempt(Request(RequestId(f"bench-{seed}"), ids, sampling), 1), lease)
+
+
+async def _compute_prompt(runner: StepRunner, sequence: Sequence, chunk_tokens: int) -> None:
+    total = len(sequence.token_ids)
+    while sequence.num_computed < total:
+        length = next_chunk_len(sequence.num_computed, total, chunk_tokens)
+        end = sequence.num_computed + length
+        result = await runner.run([StepRow(sequence, sequence.num_computed, length, end == total)])
+        sequence.num_computed = end
+        if result[0] is not None:
+            sequence.append(result[0].token_id)
+
+
+async def _prefill(runner: StepRunner, length: int, args: argparse.Namespace, seed: int) -> float:
+    pool = BlockPool(runner.buffers.num_blocks)
+    sequence = _sequence(runner, pool, length, runner.layout.num_blocks(length), seed)
+    started = time.perf_counter()
+    await _compute_prompt(runner, sequence, args.chunk_tokens)
+    elapsed = time.perf_counter() - started
+    sequence.lease.release()
+    return length / elapsed
+
+
+async def _decode(runner: StepRunner, batch: int, args: argparse.Namespace, seed: int) -> float:
+    pool = BlockPool(runner.buffers.num_blocks)
+    num_blocks = runner.layout.num_blocks(args.context + args.steps + 2)
+    sequences = [
+        _sequence(runner, pool, args.context, num_blocks, seed * 1000 + i) for i in range(batch)
+    ]
+    for sequence in sequences:
+        await _compute_prompt(runner, sequence, args.chunk_tokens)
+    started = time.perf_counter()
+    for _ in range(args.steps):
+        rows = [StepRow(s, s.num_computed, 1, True) for s in sequences]
+        for sequence, sampled in zip(sequences, await runner.run(rows), strict=True):
+            assert sampled is not None
+            sequence.num_computed += 1
+            sequence.append(sampled.token_id)
+    elapsed = time.perf_counter() - started
+    for sequence in sequences:
+        sequence.lease.release()
+    return batch * args.steps / elapsed
