@@ -2,7 +2,8 @@
 
 A link moves whole messages, in order, both ways. Carriers: ``link_pair`` here (one process) and
 pdserve/rpc/worker_link.py (gRPC). After the far end is gone or the link is closed, both ``send``
-and ``receive`` raise WorkerLost; messages that arrived before are still received.
+and ``receive`` raise WorkerLost; messages that arrived before are still received. A worker that
+the router refuses gets the router's error from ``receive`` instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Generic, Protocol, TypeVar
 
-from pdserve.errors import WorkerLost
+from pdserve.errors import PdserveError, WorkerLost
 from pdserve.messages import FromWorker, ToWorker
 
 
@@ -35,6 +36,9 @@ class RouterLink(Protocol):
 
     async def receive(self) -> FromWorker: ...
 
+    async def refuse(self, error: PdserveError) -> None:
+        """Close, so that the worker's ``receive`` raises an error of this class and text."""
+
     async def close(self) -> None: ...
 
 
@@ -47,6 +51,10 @@ class _Wire:
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
+        self.error: PdserveError | None = None  # why the router refused the worker
+
+    def reason(self) -> PdserveError:
+        return self.error or WorkerLost("session closed")
 
 
 class QueueLink(Generic[_Out, _In]):
@@ -65,7 +73,7 @@ class QueueLink(Generic[_Out, _In]):
 
     async def send(self, message: _Out) -> None:
         if self._wire.closed.is_set():
-            raise WorkerLost("session closed")
+            raise self._wire.reason()
         self._outgoing.put_nowait(message)
 
     async def receive(self) -> _In:
@@ -77,10 +85,14 @@ class QueueLink(Generic[_Out, _In]):
             await asyncio.wait({get, closed}, return_when=asyncio.FIRST_COMPLETED)
             if get.done():
                 return get.result()
-            raise WorkerLost("session closed")
+            raise self._wire.reason()
         finally:
             get.cancel()
             closed.cancel()
+
+    async def refuse(self, error: PdserveError) -> None:
+        self._wire.error = self._wire.error or error
+        self._wire.closed.set()
 
     async def close(self) -> None:
         self._wire.closed.set()
