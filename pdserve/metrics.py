@@ -1,0 +1,212 @@
+"""What the service counts and measures, for Prometheus.
+
+One ``ServiceMetrics`` a service, over a registry of its own, so that two services in one process
+(tests) do not share figures. Methods are named by what happened; names and labels are this module's
+affair. It does not know who calls: the text service reports requests (each exactly once), the HTTP
+face refreshes the gauges when it is asked for the metrics. Not covered: traces, per-worker
+histograms, multi-process registries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from pdserve.types import FinishReason, RequestTiming, Role, WorkerId, WorkerStatus
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_WAIT_BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_GAP_BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
+    10.0,
+)  # fmt: skip
+_TOTAL_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_KV_BUCKETS_BYTES = tuple(float(4**power) for power in range(8, 18))  # 64 KiB to 16 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker as the router sees it now."""
+
+    worker_id: WorkerId
+    role: Role
+    status: WorkerStatus
+
+
+class ServiceMetrics:
+    """All series of one service, named ``pdserve_*`` with their units."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = _RequestSeries(self.registry)
+        self._workers = _WorkerSeries(self.registry)
+
+    def render(self) -> bytes:
+        """Everything in the text format (``METRICS_CONTENT_TYPE``)."""
+        return generate_latest(self.registry)
+
+    def count_started(self) -> None:
+        """A request was taken on; one of the three ``observe_*`` outcomes will follow."""
+        self._requests.active.inc()
+
+    def observe_token_gap(self, gap_s: float) -> None:
+        """Time between two tokens of one request, as they leave the router (ITL)."""
+        self._requests.token_gap.observe(gap_s)
+
+    def observe_finished(self, timing: RequestTiming, reason: FinishReason) -> None:
+        """A request ended well."""
+        self._requests.count_end(reason.value, timing)
+        self._requests.observe_ledger(timing)
+
+    def observe_cancelled(self, timing: RequestTiming) -> None:
+        """The client left or took it back."""
+        self._requests.count_end("cancelled", timing)
+
+    def observe_failed(self, timing: RequestTiming, code: str) -> None:
+        """A request that was taken on ended in an error (``code`` as in errors.py)."""
+        self._requests.count_end("failed", timing)
+        self.count_error(code)
+
+    def count_refused(self, code: str) -> None:
+        """A request was turned down before it was queued (``code`` as in errors.py)."""
+        self._requests.requests.labels("refused").inc()
+        self.count_error(code)
+
+    def count_error(self, code: str) -> None:
+        """An error that is not the end of a request counted elsewhere."""
+        self._requests.errors.labels(code).inc()
+
+    def set_queue_len(self, num_queued: int) -> None:
+        """Requests waiting at the router for a dispatch."""
+        self._workers.queue_len.set(num_queued)
+
+    def set_workers(self, rows: Sequence[WorkerRow]) -> None:
+        """Replace all gauges of workers: those of workers that have left disappear."""
+        self._workers.replace(rows)
+
+
+class _RequestSeries:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "pdserve_requests", "Requests by how they ended", ["outcome"], registry=registry
+        )
+        for outcome in (
+            *(reason.value for reason in FinishReason),
+            "cancelled",
+            "failed",
+            "refused",
+        ):
+            self.requests.labels(outcome)
+        self.errors = Counter("pdserve_errors", "Errors by code", ["code"], registry=registry)
+        self.redispatches = Counter(
+            "pdserve_redispatches", "Attempts beyond the first of a request", registry=registry
+        )
+        self.cancellations = Counter(
+            "pdserve_cancellations", "Requests cancelled by their client", registry=registry
+        )
+        self.prompt_tokens = Counter("pdserve_prompt_tokens", "Prompt tokens", registry=registry)
+        self.generated_tokens = Counter(
+            "pdserve_generated_tokens", "Generated tokens", registry=registry
+        )
+        self.active = Gauge(
+            "pdserve_requests_active", "Requests taken on and not ended", registry=registry
+        )
+        self.token_gap = Histogram(
+            "pdserve_inter_token_latency_seconds",
+            "Time between two tokens of a request",
+            buckets=_GAP_BUCKETS_S,
+            registry=registry,
+        )
+        self._ledger = _ledger_histograms(registry)
+        self._kv_bytes = Histogram(
+            "pdserve_kv_transfer_bytes",
+            "KV cache moved between workers for a request",
+            buckets=_KV_BUCKETS_BYTES,
+            registry=registry,
+        )
+
+    def count_end(self, outcome: str, timing: RequestTiming) -> None:
+        self.active.dec()
+        self.requests.labels(outcome).inc()
+        if outcome == "cancelled":
+            self.cancellations.inc()
+        self.redispatches.inc(max(0, timing.num_dispatches - 1))
+        self.prompt_tokens.inc(timing.num_prompt_tokens)
+        self.generated_tokens.inc(timing.num_generated_tokens)
+
+    def observe_ledger(self, timing: RequestTiming) -> None:
+        self._ledger["ttft"].observe(timing.ttft_s)
+        self._ledger["total"].observe(timing.total_s)
+        self._ledger["queue"].observe(timing.queue_s)
+        self._ledger["prefill"].observe(timing.prefill_compute_s)
+        if timing.kv_tokens:  # nothing moved: colocated, or one token only
+            self._ledger["kv_transfer"].observe(timing.kv_transfer_s)
+            self._ledger["kv_exposed"].observe(timing.kv_exposed_s)
+            self._ledger["decode_queue"].observe(timing.decode_queue_s)
+            self._kv_bytes.observe(timing.kv_bytes)
+
+
+def _ledger_histograms(registry: CollectorRegistry) -> dict[str, Histogram]:
+    definitions: tuple[tuple[str, str, str, Iterable[float]], ...] = (
+        ("ttft", "time_to_first_token", "Request taken to first token out", _WAIT_BUCKETS_S),
+        ("total", "request_duration", "Request taken to its last token out", _TOTAL_BUCKETS_S),
+        ("queue", "router_queue", "Waiting at the router for a dispatch", _WAIT_BUCKETS_S),
+        ("prefill", "prefill_compute", "First chunk to first token", _WAIT_BUCKETS_S),
+        ("kv_transfer", "kv_transfer", "First KV frame to verified commit", _WAIT_BUCKETS_S),
+        ("kv_exposed", "kv_transfer_exposed", "First token to commit: not hidden", _WAIT_BUCKETS_S),
+        ("decode_queue", "decode_queue", "Commit to first decode step", _WAIT_BUCKETS_S),
+    )
+    return {
+        key: Histogram(f"pdserve_{name}_seconds", text, buckets=tuple(buckets), registry=registry)
+        for key, name, text, buckets in definitions
+    }
+
+
+class _WorkerSeries:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.queue_len = Gauge(
+            "pdserve_router_queue_length", "Requests waiting for a dispatch", registry=registry
+        )
+        self._workers = Gauge("pdserve_workers", "Workers by role", ["role"], registry=registry)
+        self._blocks = Gauge(
+            "pdserve_worker_blocks",
+            "KV blocks of a worker: free, reserved (promised), total",
+            ["worker", "role", "state"],
+            registry=registry,
+        )
+        self._requests = Gauge(
+            "pdserve_worker_requests",
+            "Requests on a worker: running, waiting, parked",
+            ["worker", "role", "state"],
+            registry=registry,
+        )
+        self._tickets = Gauge(
+            "pdserve_worker_tickets",
+            "KV tickets whose blocks a worker holds for a reader",
+            ["worker", "role"],
+            registry=registry,
+        )
+
+    def replace(self, rows: Sequence[WorkerRow]) -> None:
+        for series in (self._blocks, self._requests, self._tickets):
+            series.clear()
+        for role in Role:
+            self._workers.labels(role.value).set(sum(row.role is role for row in rows))
+        for row in rows:
+            self._set_row(row)
+
+    def _set_row(self, row: WorkerRow) -> None:
+        status, labels = row.status, (row.worker_id, row.role.value)
+        self._blocks.labels(*labels, "free").set(status.free_blocks)
+        self._blocks.labels(*labels, "reserved").set(status.reserved_blocks)
+        self._blocks.labels(*labels, "total").set(status.total_blocks)
+        self._requests.labels(*labels, "running").set(status.num_running)
+        self._requests.labels(*labels, "waiting").set(status.num_queued)
+        self._requests.labels(*labels, "parked").set(status.num_parked)
+        self._tickets.labels(*labels).set(status.num_exported)

@@ -1,0 +1,110 @@
+"""Chat messages to one prompt text, by the model's own Jinja template.
+
+The environment is the one transformers renders templates in (sandboxed and immutable, blocks
+trimmed, loop controls, ``{% generation %}``, ``raise_exception``, ``tojson``, ``strftime_now``), so
+that templates written for it give the same text. This module does not know token ids. Not covered:
+tools, documents, content that is not text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pdserve.errors import InvalidRequest, ModelFileError
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn. Which roles a model knows is its template's affair."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatTemplate:
+    """A compiled template with the model's special tokens."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+        """Raises ModelFileError if the template does not compile."""
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"chat_template.jinja: {error}") from error
+        self._special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(self, messages: tuple[ChatMessage, ...]) -> str:
+        """The prompt, ending where the assistant's answer begins.
+
+        Raises:
+            InvalidRequest: the template refuses the messages (``messages`` and its own words).
+        """
+        if not messages:
+            raise InvalidRequest("messages", "must hold at least one message")
+        try:
+            return self._template.render(
+                messages=[_as_template_value(message) for message in messages],
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            # A template is a program of the model's: whatever it stumbles over, the messages are
+            # what it was given.
+            raise InvalidRequest("messages", f"refused by the chat template: {error}") from error
+
+
+def _as_template_value(message: ChatMessage) -> dict[str, str]:
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": message.role, "content": message.content, **named}
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks the assistant's words for training; here its body is plain."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML, which would put \\u003c into prompts.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

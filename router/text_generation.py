@@ -1,0 +1,294 @@
+"""Text in, text out, over token ids: what both faces (HTTP, gRPC) call.
+
+    job -> render chat, encode, check limits -> Request -> TokenService
+    TokenEvent -> detokenise -> stop strings -> TextDelta
+
+Stop strings live here: a match cancels the generation underneath, drops the match and what follows,
+and ends the text normally. So do the service's request metrics, since only here a stop string can
+be told from a cancellation. This module does not know HTTP, gRPC, workers or queues. Not covered:
+``echo`` of the prompt, several answers to one prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import replace
+from typing import Self
+
+from pdserve.clock import Clock, MonotonicClock
+from pdserve.errors import EngineFailure, InvalidRequest, PdserveError, RequestCancelled
+from pdserve.metrics import ServiceMetrics
+from pdserve.types import (
+    FinishReason,
+    ModelInfo,
+    Request,
+    RequestId,
+    RequestTiming,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
+from router.generation import Generation, TokenService
+from router.stop_strings import StopScan, StopScanner
+from router.text_job import (
+    ChatPrompt,
+    TextDelta,
+    TextJob,
+    TextLogprobs,
+    TextPrompt,
+    TokenPrompt,
+    TokenText,
+    new_request_id,
+)
+from router.tokenizer import TextModel
+
+logger = logging.getLogger(__name__)
+
+
+class TextService:
+    """Starts text generations. Counts every request once in ``metrics``, if given."""
+
+    def __init__(
+        self,
+        tokens: TokenService,
+        text: TextModel,
+        *,
+        metrics: ServiceMetrics | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """``clock`` must be the one ``tokens`` reads deadlines on; default: the real one."""
+        self._tokens = tokens
+        self._text = text
+        self._metrics = metrics or ServiceMetrics()
+        self._clock = clock or MonotonicClock()
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._tokens.model
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._text.has_chat_template
+
+    async def start(self, job: TextJob) -> TextGeneration:
+        """Encode the prompt, check it against the model's limits, queue it.
+
+        Raises:
+            InvalidRequest: the prompt is empty, too long together with max_tokens, holds a token id
+                out of range, or is refused by the chat template.
+            Overloaded, ShuttingDown: as TokenService.start.
+        """
+        started_s = self._clock.now()
+        try:
+            prompt_ids = await self._encode(job)
+            request = self._request(job, prompt_ids, started_s)
+            generation = self._tokens.start(request, tokenize_s=self._clock.now() - started_s)
+        except PdserveError as error:
+            self._metrics.count_refused(error.code)
+            raise
+        return TextGeneration(
+            generation, request, self._text, job, metrics=self._metrics, clock=self._clock
+        )
+
+    async def _encode(self, job: TextJob) -> tuple[int, ...]:
+        match job.prompt:
+            case TextPrompt(text):
+                if not text:
+                    raise InvalidRequest("prompt", "must not be empty")
+                return await self._text.encode_prompt(text)
+            case ChatPrompt(messages):
+                return await self._text.encode_rendered(self._text.render_chat(messages))
+            case TokenPrompt(token_ids):
+                return token_ids
+
+    def _request(self, job: TextJob, prompt_ids: tuple[int, ...], started_s: float) -> Request:
+        model = self._tokens.model
+        field = "messages" if isinstance(job.prompt, ChatPrompt) else "prompt"
+        _check_prompt(prompt_ids, model, field)
+        room = model.max_model_len - len(prompt_ids)
+        max_tokens = room if job.max_tokens is None else job.max_tokens
+        if max_tokens > room:
+            raise InvalidRequest(
+                "max_tokens",
+                f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones are "
+                f"{len(prompt_ids) + max_tokens}, more than the context of {model.max_model_len}",
+            )
+        seed = secrets.randbits(63) if job.seed is None else job.seed
+        sampling = replace(job.sampling, max_tokens=max_tokens, seed=seed)
+        _check_token_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
+        bias_ids = tuple(token_id for token_id, _ in sampling.logit_bias)
+        _check_token_ids("logit_bias", bias_ids, model.vocab_size)
+        return Request(
+            request_id=job.request_id or new_request_id(),
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            priority=job.priority,
+            deadline_s=None if job.timeout_s is None else started_s + job.timeout_s,
+        )
+
+
+class TextGeneration:
+    """One text under way: an async iterator of TextDelta, to be used by one reader.
+
+    The last delta carries the finish reason, and the ledger is complete when it comes. A failure is
+    raised as one PdserveError. Exactly one of the two happens; whoever stops reading before that
+    calls ``cancel``.
+    """
+
+    def __init__(
+        self,
+        tokens: Generation,
+        request: Request,
+        text: TextModel,
+        job: TextJob,
+        *,
+        metrics: ServiceMetrics,
+        clock: Clock,
+    ) -> None:
+        self._tokens = tokens
+        self._events = aiter(tokens)
+        self._request = request
+        self._text = text
+        self._detokenizer = text.detokenizer(continues=not isinstance(job.prompt, ChatPrompt))
+        self._scanner = StopScanner(job.stop_strings)
+        self._metrics = metrics
+        self._clock = clock
+        self._last_token_s: float | None = None
+        self._num_completion_tokens = 0
+        self._ended = False  # nothing more will come out
+        self._counted = False  # the metrics have its outcome
+        metrics.count_started()
+
+    @property
+    def request_id(self) -> RequestId:
+        return self._request.request_id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """As it is run: with max_tokens and seed filled in."""
+        return self._request.sampling
+
+    @property
+    def timing(self) -> RequestTiming:
+        """The ledger so far. Its token counts are the text's: a stop string's overrun is out."""
+        return replace(
+            self._tokens.timing,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=self._num_completion_tokens,
+        )
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self._request.prompt_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens so far, up to and including the one that completed a stop string."""
+        return self._num_completion_tokens
+
+    def cancel(self, reason: str) -> None:
+        """Stop it everywhere; who still reads gets RequestCancelled. Idempotent."""
+        if self._ended or self._counted:
+            return
+        self._counted = True
+        self._tokens.cancel(reason)
+        self._metrics.observe_cancelled(self.timing)
+        logger.info("text_cancelled request=%s reason=%s", self.request_id, reason)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await anext(self._events)
+        except StopAsyncIteration:
+            error = EngineFailure("the generation ended without a finish reason")
+            self._failed(error)
+            raise error from None
+        except PdserveError as error:
+            self._failed(error)
+            raise
+        self._count_token()
+        text, reason = self._text_of(event)
+        if reason is not None:
+            await self._finish(reason, stopped_early=event.finish_reason is None)
+        logprobs = () if event.logprobs is None else (self._logprobs(event, event.logprobs),)
+        return TextDelta(text, (event.token_id,), logprobs, reason)
+
+    def _text_of(self, event: TokenEvent) -> tuple[str, FinishReason | None]:
+        """The text this token adds, and how the generation ends with it (if it does)."""
+        # The token that ended it (end of sequence, stop id) is no part of the text.
+        is_stop_token = event.finish_reason is FinishReason.STOP
+        piece = "" if is_stop_token else self._detokenizer.push(event.token_id)
+        if event.finish_reason is not None:
+            piece += self._detokenizer.finish()
+        may_stop = self._num_completion_tokens >= self._request.sampling.min_tokens
+        scan = self._scanner.push(piece) if may_stop else StopScan(piece)
+        if scan.matched is not None:
+            return scan.text, FinishReason.STOP
+        if event.finish_reason is not None:
+            return scan.text + self._scanner.finish(), event.finish_reason
+        return scan.text, None
+
+    def _count_token(self) -> None:
+        now_s = self._clock.now()
+        if self._last_token_s is not None:
+            self._metrics.observe_token_gap(now_s - self._last_token_s)
+        self._last_token_s = now_s
+        self._num_completion_tokens += 1
+
+    def _logprobs(self, event: TokenEvent, logprobs: TokenLogprobs) -> TextLogprobs:
+        return TextLogprobs(
+            self._token_text(event.token_id, logprobs.chosen),
+            tuple(self._token_text(token_id, logprob) for token_id, logprob in logprobs.top),
+        )
+
+    def _token_text(self, token_id: int, logprob: float) -> TokenText:
+        token_bytes = self._text.token_bytes(token_id)
+        return TokenText(token_id, token_bytes.decode(errors="replace"), token_bytes, logprob)
+
+    async def _finish(self, reason: FinishReason, *, stopped_early: bool) -> None:
+        if stopped_early:
+            self._tokens.cancel("stop string")
+        # The ledger is complete when the events have ended; after a stop string that is when the
+        # cancellation has gone through, and what the workers overran is dropped.
+        try:
+            async for _ in self._events:
+                pass
+        except PdserveError as error:
+            logger.debug("text_overrun_ended request=%s error=%s", self.request_id, error.code)
+        self._ended = True
+        if not self._counted:
+            self._counted = True
+            self._metrics.observe_finished(self.timing, reason)
+
+    def _failed(self, error: PdserveError) -> None:
+        self._ended = True
+        if self._counted:
+            return
+        self._counted = True
+        if isinstance(error, RequestCancelled):
+            self._metrics.observe_cancelled(self.timing)
+        else:
+            self._metrics.observe_failed(self.timing, error.code)
+
+
+def _check_prompt(prompt_ids: tuple[int, ...], model: ModelInfo, field: str) -> None:
+    if not prompt_ids:
+        raise InvalidRequest(field, "must hold at least one token")
+    if len(prompt_ids) >= model.max_model_len:
+        raise InvalidRequest(
+            field,
+            f"{len(prompt_ids)} tokens leave no room for an answer in the context of "
+            f"{model.max_model_len}",
+        )
+    _check_token_ids(field, prompt_ids, model.vocab_size)
+
+
+def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequest(field, f"token id {wrong} is outside [0, {vocab_size})")

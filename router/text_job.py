@@ -1,0 +1,107 @@
+"""What a face (HTTP, gRPC) asks of the text service, and what it gets back piece by piece.
+
+Frozen values only; text_generation.py works with them. Not covered: several answers to one prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+from pdserve.errors import InvalidRequest
+from pdserve.types import FinishReason, RequestId, SamplingParams
+from router.chat_template import ChatMessage
+from router.stop_strings import check_stop_strings
+
+MAX_TIMEOUT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain text, continued as it stands (after the model's bos token, if it wants one)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages, turned into text by the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+def new_request_id() -> RequestId:
+    return RequestId(f"req-{uuid4().hex}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextJob:
+    """One generation as a client asked for it.
+
+    ``max_tokens`` None means whatever the context leaves after the prompt; ``seed`` None means that
+    one is drawn. Both take the place of the fields of that name in ``sampling``, whose own values
+    are not looked at. ``timeout_s`` runs from the moment the job is started. An empty
+    ``request_id`` gets a new one.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    max_tokens: int | None
+    seed: int | None
+    stop_strings: tuple[str, ...] = ()
+    priority: int = 0
+    timeout_s: float | None = None
+    request_id: RequestId = RequestId("")
+
+    def __post_init__(self) -> None:
+        check_stop_strings(self.stop_strings)
+        if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise InvalidRequest(
+                "timeout_s", f"must lie in (0, {MAX_TIMEOUT_S:g}], not {self.timeout_s!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token with its text, for log probabilities.
+
+    ``text`` has U+FFFD where the token holds a part of a character; ``token_bytes`` is exact.
+    """
+
+    token_id: int
+    text: str
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprobs:
+    """Of one generated token, and of the best tokens in its place, best first."""
+
+    chosen: TokenText
+    top: tuple[TokenText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What one token added.
+
+    ``text`` is empty while a character is incomplete or a stop string may be beginning; later text
+    carries it on. ``logprobs`` has one entry for each of ``token_ids`` if they were asked for.
+    Exactly the last delta has a finish reason.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TextLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
