@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 from pdserve.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PDSERVE_"
-SECTIONS = ("serve", "router", "prefill", "decode", "engine")
+SECTIONS = ("serve", "router", "prefill", "decode", "engine", "transfer", "log")
 _SCALARS = (str, int, float, bool, Path)
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -69,7 +69,12 @@ class OptionField:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return self.flag_for("")
+
+    def flag_for(self, prefix: str) -> str:
+        """``prefix`` is "" or like "prefill_". Repeatable flags are in the singular."""
+        name = self.name.removesuffix("s") if self.repeatable else self.name
+        return "--" + (prefix + name).replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +233,9 @@ def _refuse_unknown_keys(cls: type, section: str, sources: Sources) -> None:
 
 def _candidates(field: OptionField, section: str, sources: Sources) -> Iterator[tuple[str, Any]]:
     """(where, raw value) from the strongest source to the weakest."""
-    for name in (f"{section}_{field.name}", field.name):
-        if name in sources.flags:
-            yield "--" + name.replace("_", "-"), sources.flags[name]
+    for prefix in (f"{section}_", ""):
+        if prefix + field.name in sources.flags:
+            yield field.flag_for(prefix), sources.flags[prefix + field.name]
     for name in (f"{section}_{field.name}", field.name):
         variable = ENVIRONMENT_PREFIX + name.upper()
         # An empty variable is an unset one: compose files and shells leave such behind.

@@ -33,6 +33,7 @@ class FlagParser:
         )
         self._parser.add_argument("--config", metavar="FILE", help="TOML file with options")
         self._fields: dict[str, OptionField] = {}
+        self._flags = ["--config"]
 
     def add_options(self, title: str, cls: type, *, prefix: str = "") -> None:
         """Flags of all options of ``cls``; ``prefix`` (like "prefill_") goes before each name.
@@ -48,7 +49,8 @@ class FlagParser:
             known = self._fields.get(name)
             if known is None:
                 self._fields[name] = field
-                _add_flag(group, name, field)
+                self._flags.append(field.flag_for(prefix))
+                _add_flag(group, prefix, field)
             elif (known.kind, known.repeatable) != (field.kind, field.repeatable):
                 raise TypeError(f"--{name}: {cls.__name__} and another class differ in its kind")
 
@@ -63,9 +65,8 @@ class FlagParser:
         """
         namespace, rest = self._parser.parse_known_args(list(argv))
         if rest:
-            known = [f"--{name.replace('_', '-')}" for name in (*self._fields, "config")]
             unknown = rest[0].split("=", 1)[0]
-            raise ConfigError(f"unknown argument {unknown!r}{nearest(unknown, known)}")
+            raise ConfigError(f"unknown argument {unknown!r}{nearest(unknown, self._flags)}")
         flags: dict[str, Any] = vars(namespace)
         file = flags.pop("config", None)
         return read_sources(flags, file)
@@ -78,8 +79,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _add_flag(group: argparse._ArgumentGroup, name: str, field: OptionField) -> None:
-    flag = "--" + name.replace("_", "-")
+def _add_flag(group: argparse._ArgumentGroup, prefix: str, field: OptionField) -> None:
+    name = prefix + field.name
+    flag = field.flag_for(prefix)
     text = _help(field)
     if field.kind is bool and not field.repeatable:
         group.add_argument(flag, dest=name, action="store_const", const="true", help=text)
