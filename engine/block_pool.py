@@ -14,6 +14,7 @@ blocks between sequences (prefix cache).
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from typing import Protocol
 
@@ -73,13 +74,14 @@ class BlockPool:
 class BlockLease:
     """Blocks of one sequence, in order of position. Satisfies kvtransfer's ``Lease``."""
 
-    __slots__ = ("__weakref__", "_block_ids", "_pins", "_pool", "_released")
+    __slots__ = ("__weakref__", "_block_ids", "_freed", "_pins", "_pool", "_released")
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._block_ids: list[int] = []
         self._pins = 0
         self._released = False
+        self._freed: asyncio.Event | None = None
 
     @property
     def block_ids(self) -> tuple[int, ...]:
@@ -121,6 +123,13 @@ class BlockLease:
             self._released = True
             self._return_if_done()
 
+    async def freed(self) -> None:
+        """Return once the blocks are back in the pool: released, and the last reader is done."""
+        while not self.is_free:
+            if self._freed is None:
+                self._freed = asyncio.Event()
+            await self._freed.wait()
+
     def _take(self, num_blocks: int) -> None:
         self._block_ids.extend(self._pool._pop() for _ in range(num_blocks))
 
@@ -129,6 +138,8 @@ class BlockLease:
             for block_id in reversed(self._block_ids):
                 self._pool._push(block_id)
             self._block_ids.clear()
+            if self._freed is not None:
+                self._freed.set()
 
     def __del__(self) -> None:
         if self._block_ids and not self._released:
