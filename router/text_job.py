@@ -14,6 +14,7 @@ from router.chat_template import ChatMessage
 from router.stop_strings import check_stop_strings
 
 MAX_TIMEOUT_S = 24 * 3600.0
+MAX_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ class TextJob:
         if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_TIMEOUT_S:
             raise InvalidRequest(
                 "timeout_s", f"must lie in (0, {MAX_TIMEOUT_S:g}], not {self.timeout_s!r}"
+            )
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequest(
+                "priority",
+                f"must lie in [{-MAX_PRIORITY}, {MAX_PRIORITY}], not {self.priority!r}",
             )
 
 

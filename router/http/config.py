@@ -1,0 +1,20 @@
+"""Limits and waits of the HTTP face. The router's options (router/config.py) set some of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Times in seconds.
+
+    ``header_timeout_s``: for the first request of a connection; ``keep_alive_s``: an idle
+    connection between requests; ``stalled_write_s``: a client that takes nothing of its stream.
+    """
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    body_timeout_s: float = 30.0
+    header_timeout_s: float = 30.0
+    keep_alive_s: int = 75
+    stalled_write_s: float = 30.0

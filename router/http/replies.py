@@ -1,0 +1,105 @@
+"""The JSON around answers, the same for both endpoints: envelope, usage, ledger.
+
+A ``Reply`` (chat_reply.py, completion_reply.py) tells one answer, whole or in chunks, and holds
+what is carried from chunk to chunk. This module does not know when a chunk is sent (streaming.py).
+The ledger goes into a ``pdserve`` object where the client asked for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from pdserve.types import FinishReason, RequestTiming
+from router.text_job import TextLogprobs, TokenText
+
+LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON does not have
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+
+def usage_of(num_prompt_tokens: int, num_completion_tokens: int) -> Usage:
+    total = num_prompt_tokens + num_completion_tokens
+    return Usage(num_prompt_tokens, num_completion_tokens, total)
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """The object around every answer and every chunk."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Any]
+    usage: Usage | UnsetType = UNSET
+    pdserve: dict[str, Any] | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the answer (or all of it): some text, the tokens' logprobs, the end or not."""
+
+    text: str
+    logprobs: tuple[TextLogprobs, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What goes beside the choices, if anything."""
+
+    usage: Usage | None = None
+    timing: RequestTiming | None = None
+
+
+class Reply(Protocol):
+    """How one endpoint tells an answer."""
+
+    def whole(self, piece: Piece, extras: Extras) -> bytes: ...
+
+    def chunk(self, piece: Piece, extras: Extras) -> bytes: ...
+
+    def end_chunk(self, extras: Extras) -> bytes:
+        """Without choices: what comes after the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every object of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+    def encode(self, kind: str, choices: list[Any], extras: Extras) -> bytes:
+        envelope = Envelope(
+            id=self.id,
+            object=kind,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=UNSET if extras.usage is None else extras.usage,
+            pdserve=UNSET if extras.timing is None else ledger(extras.timing),
+        )
+        return msgspec.json.encode(envelope)
+
+
+def ledger(timing: RequestTiming) -> dict[str, Any]:
+    """All fields of the ledger and the TTFT they add up to."""
+    return {**asdict(timing), "ttft_s": timing.ttft_s}
+
+
+def finite_logprob(token: TokenText) -> float:
+    return max(token.logprob, LOWEST_LOGPROB)
