@@ -1,0 +1,177 @@
+"""From whatever a person names as a model to a prepared folder that all processes map.
+
+The work is done once for each content and dtype; later calls find the folder in the cache. Tensors
+are converted one at a time, straight into the file. Does not know how a model is computed. Not
+covered: quantised prepared weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from engine.modelfiles.cache import ModelCache, default_cache_root
+from engine.modelfiles.checkpoint import Checkpoint
+from engine.modelfiles.gguf_file import open_gguf_file
+from engine.modelfiles.hf_folder import hf_source_files, open_hf_folder
+from engine.modelfiles.number_formats import PREPARED_DTYPES
+from engine.modelfiles.resolve import ModelSource, SourceKind, resolve_source
+from engine.modelfiles.summary import ModelSummary, model_summary
+from engine.modelfiles.tensor_plan import PlannedTensor, plan_tensors
+from engine.modelfiles.weights import check_weights_file
+from pdserve.errors import ConfigError, ModelFileError
+from pdserve.prepared import (
+    CHAT_TEMPLATE_NAME,
+    FORMAT_VERSION,
+    TENSOR_ALIGNMENT_BYTES,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    PreparedModel,
+    TensorEntry,
+    read_prepared,
+    write_manifest,
+)
+
+__all__ = ["ModelSummary", "model_summary", "prepare_model"]
+
+logger = logging.getLogger(__name__)
+
+# Part of every cache key: raise it when the same source gives another prepared folder.
+_CONVERSION_VERSION = 1
+_TENSORS_BETWEEN_REPORTS = 60
+
+
+def prepare_model(
+    model: str,
+    dtype: str,
+    *,
+    cache_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> PreparedModel:
+    """The prepared folder of ``model`` in ``dtype``, made now if it is not in the cache.
+
+    ``model``: "smollm2", a Hugging Face folder, a .gguf file, or a prepared folder, which is used
+    where it lies. ``cache_dir``: root of the cache, else ``$PDSERVE_CACHE`` or ~/.cache/pdserve.
+    ``progress`` gets a line for people now and then, nothing when the model is cached.
+
+    Raises:
+        ModelFileError: a file is missing, damaged or not supported; names file, tensor or field.
+        ConfigError: ``dtype`` is not "float32" or "bfloat16".
+    """
+    if dtype not in PREPARED_DTYPES:
+        raise ConfigError(f"dtype: {dtype!r}; one of {', '.join(PREPARED_DTYPES)}")
+    source = resolve_source(model)
+    if source.kind is SourceKind.PREPARED:
+        return _open_prepared(source.path, dtype)
+    cache = ModelCache(cache_dir or default_cache_root())
+    digest = cache.digest_of(_source_files(source), f"{_CONVERSION_VERSION}.{FORMAT_VERSION}")
+    target = cache.folder_of(source.name, digest, dtype)
+    if target.is_dir():
+        return _open_prepared(target, dtype)
+    report = progress or _report_nothing
+    report(f"preparing {source.name} from {source.path} as {dtype}")
+    with cache.partial_folder() as partial:
+        try:
+            _write_folder(partial, source, dtype, report)
+            cache.install(partial, target)
+        except OSError as error:
+            raise ModelFileError(f"{target}: cannot be written: {error}") from error
+    report(f"prepared {source.name} in {target}")
+    logger.info("event=model_prepared model=%s dtype=%s folder=%s", source.name, dtype, target)
+    return _open_prepared(target, dtype)
+
+
+def _report_nothing(line: str) -> None:
+    pass
+
+
+def _source_files(source: ModelSource) -> tuple[Path, ...]:
+    return (source.path,) if source.kind is SourceKind.GGUF else hf_source_files(source.path)
+
+
+def _open_prepared(folder: Path, dtype: str) -> PreparedModel:
+    prepared = read_prepared(folder)
+    if prepared.dtype != dtype:
+        raise ModelFileError(f"{folder}: prepared as {prepared.dtype}, {dtype} is asked for")
+    if not prepared.tokenizer_path.is_file():
+        raise ModelFileError(f"{prepared.tokenizer_path}: missing")
+    check_weights_file(prepared)
+    return prepared
+
+
+def _write_folder(
+    folder: Path, source: ModelSource, dtype: str, report: Callable[[str], None]
+) -> None:
+    is_gguf = source.kind is SourceKind.GGUF
+    checkpoint = open_gguf_file(source.path) if is_gguf else open_hf_folder(source.path)
+    text = checkpoint.text
+    (folder / TOKENIZER_NAME).write_text(text.tokenizer_json, encoding="utf-8")
+    if text.chat_template is not None:
+        (folder / CHAT_TEMPLATE_NAME).write_text(text.chat_template, encoding="utf-8")
+    with (folder / WEIGHTS_NAME).open("wb") as file:
+        writer = _WeightsWriter(file, checkpoint, dtype)
+        planned = plan_tensors(checkpoint.config)
+        for number, tensor in enumerate(planned, start=1):
+            writer.write(tensor)
+            if number % _TENSORS_BETWEEN_REPORTS == 0:
+                report(f"converted {number} of {len(planned)} tensors")
+    prepared = PreparedModel(
+        folder=folder,
+        name=source.name,
+        fingerprint=writer.fingerprint(),
+        dtype=dtype,
+        source=str(source.path),
+        config=checkpoint.config,
+        tensors=writer.entries,
+        bos_token_id=text.bos_token_id,
+        eos_token_ids=text.eos_token_ids,
+        adds_bos=text.adds_bos,
+        num_parameters=sum(tensor.num_elements for tensor in planned),
+    )
+    write_manifest(prepared)
+
+
+class _WeightsWriter:
+    """Writes tensors one after the other and hashes what it writes.
+
+    The fingerprint covers all that makes two workers compute the same tokens from the same ids:
+    dtype, config, end tokens, tokenizer and every weight. The chat template is the router's alone.
+    """
+
+    def __init__(self, file: BinaryIO, checkpoint: Checkpoint, dtype: str) -> None:
+        self.entries: dict[str, TensorEntry] = {}
+        self._file = file
+        self._tensors = checkpoint.tensors
+        self._dtype = dtype
+        text = checkpoint.text
+        facts = [
+            dtype, asdict(checkpoint.config), text.bos_token_id, text.eos_token_ids, text.adds_bos,
+        ]  # fmt: skip
+        self._digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+        self._digest.update(text.tokenizer_json.encode())
+
+    def fingerprint(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, planned: PlannedTensor) -> None:
+        """Raises ModelFileError when a part is not there as planned or not finite."""
+        position = self._file.tell()
+        start = -(-position // TENSOR_ALIGNMENT_BYTES) * TENSOR_ALIGNMENT_BYTES
+        self._file.write(bytes(start - position))
+        self._digest.update(f"{planned.name}{planned.shape}".encode())
+        for part in planned.parts:
+            stored = self._tensors.read(part.name, part.shape)
+            if not stored.is_finite():
+                raise ModelFileError(f"tensor {part.name}: holds infinite or undefined numbers")
+            values = np.ascontiguousarray(stored.to_dtype(self._dtype).values)
+            data = memoryview(values).cast("B")
+            self._file.write(data)
+            self._digest.update(data)
+        self.entries[planned.name] = TensorEntry(start, planned.shape, self._dtype)

@@ -1,0 +1,77 @@
+"""What a person wants to know of a model before serving it: sizes and costs, from the config alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.modelfiles.number_formats import ITEM_BYTES
+from pdserve.prepared import PreparedModel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """Costs are of one token; attention grows with the context and is given for each token of it."""
+
+    name: str
+    architecture: str
+    dtype: str
+    source: str
+    fingerprint: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_positions_tokens: int
+    num_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    layer_flops_per_token: int  # matrix products in the layers: every prompt token
+    head_flops_per_token: int  # output projection: only where a token is sampled
+    attention_flops_per_context_token: int  # for each token attended to
+
+    @property
+    def flops_per_token(self) -> int:
+        """A decode step at an empty context."""
+        return self.layer_flops_per_token + self.head_flops_per_token
+
+
+def model_summary(prepared: PreparedModel) -> ModelSummary:
+    """A multiply-add counts as two FLOPs; norms, rotary and softmax are left out."""
+    config = prepared.config
+    elements = {name: math.prod(entry.shape) for name, entry in prepared.tensors.items()}
+    layer_matrices = sum(
+        elements[name]
+        for name, entry in prepared.tensors.items()
+        if name.startswith("layers.") and len(entry.shape) == 2
+    )
+    item_bytes = ITEM_BYTES[prepared.dtype]
+    return ModelSummary(
+        name=prepared.name,
+        architecture=config.architecture,
+        dtype=prepared.dtype,
+        source=prepared.source,
+        fingerprint=prepared.fingerprint,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_positions_tokens=config.max_positions,
+        num_parameters=prepared.num_parameters,
+        weight_bytes=sum(elements.values()) * item_bytes,
+        kv_bytes_per_token=2
+        * config.num_layers
+        * config.num_kv_heads
+        * config.head_dim
+        * item_bytes,
+        layer_flops_per_token=2 * layer_matrices,
+        head_flops_per_token=2 * config.vocab_size * config.hidden_size,
+        attention_flops_per_context_token=4
+        * config.num_layers
+        * config.num_heads
+        * config.head_dim,
+    )

@@ -1,0 +1,73 @@
+"""Which tensors a prepared model holds and which tensors of a checkpoint they are made of.
+
+A prepared tensor is its parts stacked by rows. Parts carry Hugging Face's names; a GGUF file
+translates them (gguf_file.py). This module reads no file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pdserve.prepared import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPart:
+    name: str  # as in a Hugging Face checkpoint
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    name: str  # as in pdserve/prepared.py
+    parts: tuple[TensorPart, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def plan_tensors(config: ModelConfig) -> tuple[PlannedTensor, ...]:
+    """All tensors in the order in which they are written and computed."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    planned = [_plan("embed", ("model.embed_tokens.weight", (vocab, hidden)))]
+    for layer in range(config.num_layers):
+        planned.extend(_plan_layer(config, layer))
+    planned.append(_plan("norm", ("model.norm.weight", (hidden,))))
+    if not config.tied_embeddings:
+        planned.append(_plan("lm_head", ("lm_head.weight", (vocab, hidden))))
+    return tuple(planned)
+
+
+def _plan_layer(config: ModelConfig, layer: int) -> list[PlannedTensor]:
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    q_size = config.num_heads * config.head_dim
+    kv_size = config.num_kv_heads * config.head_dim
+    target, source = f"layers.{layer}.", f"model.layers.{layer}."
+    attention, mlp = source + "self_attn.", source + "mlp."
+    return [
+        _plan(target + "input_norm", (source + "input_layernorm.weight", (hidden,))),
+        _plan(
+            target + "qkv",
+            (attention + "q_proj.weight", (q_size, hidden)),
+            (attention + "k_proj.weight", (kv_size, hidden)),
+            (attention + "v_proj.weight", (kv_size, hidden)),
+        ),
+        _plan(target + "o", (attention + "o_proj.weight", (hidden, q_size))),
+        _plan(target + "post_norm", (source + "post_attention_layernorm.weight", (hidden,))),
+        _plan(
+            target + "gate_up",
+            (mlp + "gate_proj.weight", (intermediate, hidden)),
+            (mlp + "up_proj.weight", (intermediate, hidden)),
+        ),
+        _plan(target + "down", (mlp + "down_proj.weight", (hidden, intermediate))),
+    ]
+
+
+def _plan(name: str, *parts: tuple[str, tuple[int, ...]]) -> PlannedTensor:
+    return PlannedTensor(name, tuple(TensorPart(*part) for part in parts))
