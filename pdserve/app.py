@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class ProcessConfig:
-    grace_s: Annotated[
+    drain_grace_s: Annotated[
         float, Option("longest time for running requests to finish at a stop", unit="s", low=0)
     ] = 30.0
     ready_fd: Annotated[

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 from pdserve.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PDSERVE_"
-SECTIONS = ("serve", "router", "prefill", "decode", "engine", "transfer", "log")
+SECTIONS = ("serve", "router", "prefill", "decode", "engine", "transfer")
 _SCALARS = (str, int, float, bool, Path)
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -113,14 +113,18 @@ def read_sources(flags: Mapping[str, str | list[str]], file: str | Path | None =
     return Sources(flags, environment, _read_document(path) if path else {}, path)
 
 
-def build_config(cls: type[ConfigT], section: str, sources: Sources) -> ConfigT:
+def build_config(
+    cls: type[ConfigT], section: str, sources: Sources, *, beside: tuple[type, ...] = ()
+) -> ConfigT:
     """A configuration of ``cls`` for the role ``section``.
+
+    ``beside``: other classes that are read from the same table of the file.
 
     Raises:
         ConfigError: a value is out of bounds or of a wrong kind (names option and source), or the
-            file has a key that ``cls`` does not know (names the nearest one).
+            file has a key that no class here knows (names the nearest one).
     """
-    _refuse_unknown_keys(cls, section, sources)
+    _refuse_unknown_keys((cls, *beside), section, sources)
     values = {field.name: _value(field, section, sources) for field in option_fields(cls)}
     return typing.cast(ConfigT, _assemble(cls, values))
 
@@ -215,9 +219,9 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_unknown_keys(cls: type, section: str, sources: Sources) -> None:
+def _refuse_unknown_keys(classes: tuple[type, ...], section: str, sources: Sources) -> None:
     """The role's own table and those of its nested parts; other roles read theirs."""
-    fields = option_fields(cls)
+    fields = [field for cls in classes for field in option_fields(cls)]
     known = {section: {field.name for field in fields}}
     for field in fields:
         if field.table and field.table != section:

@@ -137,6 +137,13 @@ def test_refusals_name_the_option_and_the_source(places: dict[str, Any], words: 
         assert word in str(caught.value)
 
 
+def test_classes_beside_each_other_share_a_table() -> None:
+    sources = Sources({}, {}, {"decode": {"grace_s": 3.0, "threads": 2}}, Path("some.toml"))
+    with pytest.raises(ConfigError, match="no option 'grace_s'"):
+        build_config(PartConfig, "decode", sources)
+    assert build_config(PartConfig, "decode", sources, beside=(WholeConfig,)).threads == 2
+
+
 def test_flags_round_trip() -> None:
     config = WholeConfig(
         PartConfig(threads=5, dtype="bfloat16"), "0.0.0.0", -0.0 + 1.5, ("a:1", "-b"), True
