@@ -90,10 +90,14 @@ class ModelCache:
     def _file_digest(self, path: Path) -> str:
         try:
             status = path.stat()
-            stamp = [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            memory = self._digests / (
-                hashlib.blake2b(str(path).encode()).hexdigest()[:32] + ".json"
-            )
+            stamp: list[str | int] = [
+                str(path),
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            ]
+            path_hash = hashlib.blake2b(str(path).encode(), digest_size=16).hexdigest()
+            memory = self._digests / f"{path_hash}.json"
             known = _read_memory(memory, stamp)
             if known is not None:
                 return known

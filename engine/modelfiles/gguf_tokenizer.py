@@ -1,4 +1,4 @@
-"""A ``tokenizers`` tokenizer from GGUF metadata, for byte-level BPE (``tokenizer.ggml.model`` gpt2).
+"""A ``tokenizers`` tokenizer from GGUF metadata: byte-level BPE (``tokenizer.ggml.model`` gpt2).
 
 GGUF names how text is cut before BPE (``tokenizer.ggml.pre``) instead of carrying the rule; the
 rules here are those of llama.cpp for the names that Llama models use, any other name is refused.

@@ -19,13 +19,13 @@ import numpy as np
 
 from engine.modelfiles.cache import ModelCache, default_cache_root
 from engine.modelfiles.checkpoint import Checkpoint
+from engine.modelfiles.extents import check_weights_file
 from engine.modelfiles.gguf_file import open_gguf_file
 from engine.modelfiles.hf_folder import hf_source_files, open_hf_folder
 from engine.modelfiles.number_formats import PREPARED_DTYPES
 from engine.modelfiles.resolve import ModelSource, SourceKind, resolve_source
 from engine.modelfiles.summary import ModelSummary, model_summary
 from engine.modelfiles.tensor_plan import PlannedTensor, plan_tensors
-from engine.modelfiles.weights import check_weights_file
 from pdserve.errors import ConfigError, ModelFileError
 from pdserve.prepared import (
     CHAT_TEMPLATE_NAME,
@@ -171,7 +171,7 @@ class _WeightsWriter:
             if not stored.is_finite():
                 raise ModelFileError(f"tensor {part.name}: holds infinite or undefined numbers")
             values = np.ascontiguousarray(stored.to_dtype(self._dtype).values)
-            data = memoryview(values).cast("B")
+            data = values.data.cast("B")
             self._file.write(data)
             self._digest.update(data)
         self.entries[planned.name] = TensorEntry(start, planned.shape, self._dtype)

@@ -1,4 +1,7 @@
-"""What a person wants to know of a model before serving it: sizes and costs, from the config alone."""
+"""What a person wants to know of a model before serving it: sizes and costs.
+
+Worked out from the manifest; nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pdserve.prepared import PreparedModel
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """Costs are of one token; attention grows with the context and is given for each token of it."""
+    """Costs are of one token; attention is given for each token of context it looks at."""
 
     name: str
     architecture: str
@@ -47,6 +50,7 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
         for name, entry in prepared.tensors.items()
         if name.startswith("layers.") and len(entry.shape) == 2
     )
+    per_head = config.num_layers * config.head_dim
     item_bytes = ITEM_BYTES[prepared.dtype]
     return ModelSummary(
         name=prepared.name,
@@ -63,15 +67,8 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
         max_positions_tokens=config.max_positions,
         num_parameters=prepared.num_parameters,
         weight_bytes=sum(elements.values()) * item_bytes,
-        kv_bytes_per_token=2
-        * config.num_layers
-        * config.num_kv_heads
-        * config.head_dim
-        * item_bytes,
+        kv_bytes_per_token=2 * per_head * config.num_kv_heads * item_bytes,
         layer_flops_per_token=2 * layer_matrices,
         head_flops_per_token=2 * config.vocab_size * config.hidden_size,
-        attention_flops_per_context_token=4
-        * config.num_layers
-        * config.num_heads
-        * config.head_dim,
+        attention_flops_per_context_token=4 * per_head * config.num_heads,
     )
