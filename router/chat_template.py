@@ -21,6 +21,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pdserve.errors import InvalidRequest, ModelFileError
 
+# A template is a program of the model's: whatever it stumbles over, the messages are what it was
+# given. The sandbox raises OverflowError for loops that are too long.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
@@ -58,9 +69,7 @@ class ChatTemplate:
                 documents=None,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            # A template is a program of the model's: whatever it stumbles over, the messages are
-            # what it was given.
+        except _TEMPLATE_FAULTS as error:
             raise InvalidRequest("messages", f"refused by the chat template: {error}") from error
 
 
