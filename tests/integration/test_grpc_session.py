@@ -186,22 +186,23 @@ async def test_the_worker_sees_a_server_that_stops() -> None:
 
 
 async def test_a_slow_reader_stops_the_sender_and_loses_nothing() -> None:
+    """96 MB in flight are more than both boxes and any flow-control window hold together."""
+    messages = [Cancel(RequestId("r"), number, "x" * 65536) for number in range(1500)]
     async with session() as (worker, router, _):
-        numbers = range(5000)
-        sent = 0
+        num_sent = 0
 
         async def talk() -> None:
-            nonlocal sent
-            for number in numbers:
-                await router.send(_cancel(number))
-                sent += 1
+            nonlocal num_sent
+            for message in messages:
+                await router.send(message)
+                num_sent += 1
 
         talking = asyncio.create_task(talk())
-        assert await worker.receive() == _cancel(0)
+        assert await worker.receive() == messages[0]
         done, _ = await asyncio.wait({talking}, timeout=0.5)
-        assert not done and sent < len(numbers)
-        for number in numbers[1:]:
-            assert await worker.receive() == _cancel(number)
+        assert not done and num_sent < len(messages)
+        for message in messages[1:]:
+            assert await worker.receive() == message
         await talking
 
 
@@ -268,9 +269,11 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_listener_that_says_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        with pytest.raises(WorkerLost, match="did not answer within"):
-            await dial_router(f"127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(WorkerLost, match="did not answer within"),
+    ):
+        await dial_router(f"127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
 
 
 async def test_a_server_without_the_service() -> None:
