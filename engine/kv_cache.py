@@ -1,0 +1,93 @@
+"""The memory of a KV pool: one tensor, and the same bytes block by block for the road.
+
+    blocks [num_blocks + 1, layers, 2, kv_heads, block_size, head_dim], zero at the start
+
+One block is contiguous, in ``KVLayout.order``. The block after the last is never leased and stays
+zero: batches of unequal length point there where a sequence has no block. On a CPU the memory is
+an anonymous mapping: page aligned, and pages exist once they are written. Satisfies BlockBuffers.
+Knows nothing of who holds which block (block_pool.py). Not covered: memory shared between
+processes.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from pdserve.types import KVLayout
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class KvCache:
+    """KV of ``num_blocks`` blocks on ``device``.
+
+    Raises:
+        MemoryError, OSError, torch.OutOfMemoryError: the memory is not there.
+    """
+
+    def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
+        self._layout = layout
+        self._num_blocks = num_blocks
+        self._device = device
+        dtype = TORCH_DTYPES[layout.dtype]
+        shape = (
+            num_blocks + 1, layout.num_layers, 2, layout.num_kv_heads, layout.block_size,
+            layout.head_dim,
+        )  # fmt: skip
+        self._bytes: memoryview | None = None
+        if device.type == "cpu":
+            size_bytes = (num_blocks + 1) * layout.block_bytes
+            mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._bytes = memoryview(mapping)
+            self.blocks = torch.frombuffer(mapping, dtype=dtype).view(shape)
+        else:
+            self.blocks = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def layout(self) -> KVLayout:
+        return self._layout
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def zero_block_id(self) -> int:
+        """A block that holds zeros and is never written."""
+        return self._num_blocks
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
+    def view(self, block_id: int) -> memoryview:
+        """Writable bytes of one block.
+
+        Raises:
+            IndexError: no such block.
+            ValueError: the pool lies on a device whose memory the CPU cannot address.
+        """
+        if self._bytes is None:
+            raise ValueError(f"no byte view of KV on {self._device}")
+        if not 0 <= block_id < self._num_blocks:
+            raise IndexError(f"block_id: {block_id}, the pool holds {self._num_blocks}")
+        start = block_id * self._layout.block_bytes
+        return self._bytes[start : start + self._layout.block_bytes]
+
+    def token_rows(self, layer: int) -> torch.Tensor:
+        """Rows [_, head_dim], from ``layer`` on; row numbers of batch_plan.py fit every layer."""
+        layout = self._layout
+        skipped = layer * 2 * layout.num_kv_heads * layout.block_size
+        return self.blocks.view(-1, layout.head_dim)[skipped:]
+
+    def block_rows(self, layer: int) -> torch.Tensor:
+        """Rows [_, block_size * head_dim], one a (layer, k or v, head), from ``layer`` on."""
+        layout = self._layout
+        skipped = layer * 2 * layout.num_kv_heads
+        return self.blocks.view(-1, layout.block_size * layout.head_dim)[skipped:]

@@ -1,0 +1,144 @@
+"""The transformer itself: Llama's layers over paged KV, in plain torch.
+
+    tokens -> embed -> layers x (norm, qkv, rope, write KV, attend, o, add,
+                                 norm, gate and up, silu, down, add) -> norm -> logits
+
+Norms, rotation, softmax and silu compute in float32; what goes between layers is rounded to the
+model's dtype. Every operation treats rows alone and in the same order whatever the batch
+(linear.py, attention.py; element-wise operations are IEEE-exact or, like exp, the same in vector
+bodies and tails; silu's and sigmoid's own kernels are not and are avoided).
+
+Knows neither sequences nor sampling. Not covered: tensor parallelism, adapters, mixtures of
+experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+
+from engine.attention import GroupBuilder, attend
+from engine.batch_plan import BatchPlan
+from engine.kv_cache import KvCache
+from engine.linear import Linear, LinearKernel
+from engine.rope import RopeTable
+from pdserve.prepared import ModelConfig
+
+LINEAR_NAMES = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: torch.Tensor
+    qkv: Linear
+    qkv_bias: torch.Tensor | None
+    o: Linear
+    post_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class LlamaModel:
+    """Weights on a device. ``weights`` are named as pdserve/prepared.py says, all of one dtype.
+
+    ``kernel`` is the way to multiply (``linear.choose_kernel``), ``row_multiple`` the padding of
+    query rows (``attention.choose_row_multiple``).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        device: torch.device,
+        kernel: LinearKernel,
+        row_multiple: int,
+        num_positions: int,
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._kernel = kernel
+        self._row_multiple = row_multiple
+        self._rope = RopeTable(config, num_positions, device)
+        self._embed = weights["embed"].to(device)
+        self.dtype = self._embed.dtype
+        self._layers = [self._load_layer(weights, i) for i in range(config.num_layers)]
+        self._norm = weights["norm"].to(device)
+        head = self._embed if config.tied_embeddings else weights["lm_head"].to(device)
+        self._lm_head = kernel.pack(head)
+
+    def forward(self, plan: BatchPlan, cache: KvCache) -> torch.Tensor:
+        """Compute a step, write its KV; logits [sampled tokens, vocab] float32."""
+        config = self._config
+        positions = self._indices(plan.positions)
+        write_rows = self._indices(plan.write_rows)
+        builder = GroupBuilder(cache.layout, config.num_heads, self._row_multiple, cache.blocks)
+        groups = builder.build(plan.groups)
+        cos = self._rope.cos[positions].unsqueeze(1)
+        signed_sin = self._rope.signed_sin[positions].unsqueeze(1)
+        x = self._embed[self._indices(plan.token_ids)]
+        attended = torch.empty((x.shape[0], config.num_heads, config.head_dim), device=self._device)
+        for index, layer in enumerate(self._layers):
+            queries, keys_values = self._project_qkv(layer, x, cos, signed_sin)
+            cache.token_rows(index).index_copy_(0, write_rows, keys_values)
+            block_rows = cache.block_rows(index)
+            for group in groups:
+                attend(queries, block_rows, group, attended)
+            x.add_(self._apply(layer.o, attended.view(x.shape[0], -1)))
+            x.add_(self._mlp(layer, x))
+        if not len(plan.sample_tokens):
+            return torch.empty((0, config.vocab_size), device=self._device)
+        last = self._normed(x[self._indices(plan.sample_tokens)], self._norm)
+        return self._lm_head(last.to(self._kernel.dtype)).float()
+
+    def _project_qkv(
+        self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(queries [tokens, heads, dim] float32, rows [tokens * 2 * kv_heads, dim] in dtype)."""
+        config = self._config
+        qkv = self._apply(layer.qkv, self._normed(x, layer.input_norm))
+        if layer.qkv_bias is not None:
+            qkv = qkv + layer.qkv_bias
+        heads = qkv.float().view(x.shape[0], -1, config.head_dim)
+        rotated = heads[:, : config.num_heads + config.num_kv_heads]
+        rolled = rotated.roll(config.head_dim // 2, -1).mul_(signed_sin)
+        rotated.mul_(cos).add_(rolled)
+        keys_values = heads[:, config.num_heads :].to(self.dtype).reshape(-1, config.head_dim)
+        return heads[:, : config.num_heads], keys_values
+
+    def _mlp(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
+        gate_up = self._apply(layer.gate_up, self._normed(x, layer.post_norm)).float()
+        gate, up = gate_up.chunk(2, dim=-1)
+        denominator = gate.neg().exp_().add_(1.0)
+        return self._apply(layer.down, torch.div(gate, denominator, out=denominator).mul_(up))
+
+    def _apply(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+        """The linear layer on the model's dtype: inputs and outputs are rounded to it."""
+        return linear(x.to(self.dtype).to(self._kernel.dtype)).to(self.dtype)
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """RMSNorm (arXiv 1910.07467) in float32, rounded before the weight as in transformers."""
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self._config.rms_norm_eps)
+        return normed.to(self.dtype) * weight
+
+    def _indices(self, array: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _load_layer(self, weights: Mapping[str, torch.Tensor], index: int) -> _Layer:
+        prefix = f"layers.{index}."
+        linears = {
+            name: self._kernel.pack(weights[prefix + name].to(self._device))
+            for name in LINEAR_NAMES
+        }
+        bias = weights.get(prefix + "qkv_bias")
+        return _Layer(
+            input_norm=weights[prefix + "input_norm"].to(self._device),
+            qkv_bias=None if bias is None else bias.to(self._device),
+            post_norm=weights[prefix + "post_norm"].to(self._device),
+            **linears,
+        )

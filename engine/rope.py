@@ -1,0 +1,74 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864) as tables of cosines and sines.
+
+Frequencies and angles are float32 as in transformers; the cosine itself is taken in float64 and
+rounded, so that an entry never depends on how many positions a table holds or which vector
+instructions a machine has: workers with different context lengths compute the same KV bits.
+
+Scalings: none, linear (positions divided by a factor), llama3 (Llama 3.1's smooth change of the
+low frequencies). Not covered: YaRN, dynamic NTK, partial rotation; the reader of model files
+refuses them by name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pdserve.prepared import ModelConfig, RopeScaling
+
+
+class RopeTable:
+    """``cos`` and ``signed_sin``, each [num_positions, head_dim] float32.
+
+    ``signed_sin`` has the first half negated, so that with ``rolled`` = x rolled by half a head
+    the rotation is ``x * cos + rolled * signed_sin``.
+    """
+
+    def __init__(self, config: ModelConfig, num_positions: int, device: torch.device) -> None:
+        frequencies = rope_frequencies(config)
+        positions = np.arange(num_positions, dtype=np.float32)
+        angles = np.outer(positions, frequencies).astype(np.float64)
+        cos, sin = np.cos(angles), np.sin(angles)
+        self.cos = torch.from_numpy(_both_halves(cos, cos)).to(device)
+        self.signed_sin = torch.from_numpy(_both_halves(-sin, sin)).to(device)
+
+
+def rope_frequencies(config: ModelConfig) -> NDArray[np.float32]:
+    """Radians a position for each pair of dimensions, [head_dim / 2] float32.
+
+    Raises:
+        ValueError: a scaling of unknown kind.
+    """
+    exponents = np.arange(0, config.head_dim, 2).astype(np.float32) / np.float32(config.head_dim)
+    bases = torch.pow(torch.tensor(config.rope_theta), torch.from_numpy(exponents)).numpy()
+    frequencies = (np.float32(1.0) / bases).astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / np.float32(scaling.factor)
+    if scaling.kind == "llama3":
+        return _llama3(frequencies, scaling)
+    raise ValueError(f"rope_scaling.kind: {scaling.kind!r} is not known")
+
+
+def _llama3(frequencies: NDArray[np.float32], scaling: RopeScaling) -> NDArray[np.float32]:
+    """Keep short wavelengths, divide long ones by the factor, blend between (Llama 3.1)."""
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    low = np.float32(scaling.original_max_positions / scaling.low_freq_factor)
+    high = np.float32(scaling.original_max_positions / scaling.high_freq_factor)
+    divided = frequencies / np.float32(scaling.factor)
+    span = np.float32(scaling.high_freq_factor - scaling.low_freq_factor)
+    original = np.float32(scaling.original_max_positions)
+    keep = (original / wavelengths - np.float32(scaling.low_freq_factor)) / span
+    blended = (np.float32(1.0) - keep) * divided + keep * frequencies
+    scaled = np.where(wavelengths > low, divided, frequencies)
+    between = (wavelengths <= low) & (wavelengths >= high)
+    return np.where(between, blended, scaled).astype(np.float32)
+
+
+def _both_halves(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.concatenate([first, second], axis=1).astype(np.float32)
