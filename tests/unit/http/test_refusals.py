@@ -1,0 +1,192 @@
+"""Bad requests change nothing and are told the field and the limit, in OpenAI's error body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pdserve.errors import Overloaded, ShuttingDown
+from router.http.config import HttpConfig
+from support.http_face import CHAT, COMPLETIONS, HELLO, http_face
+from support.scripted_tokens import script
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"messages": None}, "messages", "expected `array`, got `null`"),
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "Hi"}, "messages", "expected `array`, got `str`"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is required"),
+        ({"messages": [USER, {"role": "user", "content": 5}]}, "messages[1].content", "got `int`"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'robot'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "must be one of"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type", "only 'text' is supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text", "is required",
+        ),
+        ({"messages": [USER, {"role": "system", "content": "x"}]}, "messages", "system comes"),
+        ({"max_tokens": "9"}, "max_tokens", "expected `int | null`, got `str`"),
+        ({"max_tokens": 1.5}, "max_tokens", "got `float`"),
+        ({"max_tokens": 0}, "max_tokens", "must lie in [1, 2147483647], not 0"),
+        ({"max_tokens": 10**30}, "max_tokens", "must lie in"),
+        ({"max_tokens": 510}, "max_tokens", "are 530, more than the context of 512"),
+        ({"temperature": -0.5}, "temperature", "must lie in [0, 100]"),
+        ({"temperature": "hot"}, "temperature", "got `str`"),
+        ({"top_p": 0}, "top_p", "must lie in (0, 1]"),
+        ({"top_k": -2}, "top_k", "must lie in"),
+        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens", "must lie in [0, 3]"),
+        ({"presence_penalty": 3}, "presence_penalty", "must lie in [-2, 2]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "keys are token ids"),
+        ({"logit_bias": {"999": 1}}, "logit_bias", "token id 999 is outside [0, 259)"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias[...]", "got `str`"),
+        ({"seed": 2**63}, "seed", "64-bit"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16 strings"),
+        ({"stop": ["a", ""]}, "stop[1]", "1 to 256 characters"),
+        ({"stop": [1]}, "stop[0]", "got `int`"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "token id -1"),
+        ({"stream": "yes"}, "stream", "got `str`"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "got `int`"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "must lie in [0, 20]"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"n": 2}, "n", "only 1 is supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"functions": [{}]}, "functions", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "only 'text'"),
+        ({"pdserve_timeout_s": 0}, "timeout_s", "must lie in"),
+        ({"priority": 10**12}, "priority", "must lie in"),
+    ],
+)  # fmt: skip
+async def test_chat_refusals(fields: dict[str, Any], param: str, message: str) -> None:
+    async with http_face(script("x")) as face:
+        response = await face.chat(**fields)
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert error["param"] == param
+        assert error["message"].startswith(f"{param}: ")
+        assert message in error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert face.tokens.requests == []
+        assert face.count("requests_total", outcome="refused") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt": ""}, "prompt", "must not be empty"),
+        ({"prompt": []}, "prompt", "at least one token"),
+        ({"prompt": None}, "prompt", "got `null`"),
+        ({"prompt": [65, "a"]}, "prompt", "beside"),
+        ({"prompt": [65, 1.5]}, "prompt[1]", "got `float`"),
+        ({"prompt": ["a", "b"]}, "prompt", "holds 2 prompts, only one"),
+        ({"prompt": [[1], [2], [3]]}, "prompt", "holds 3 prompts"),
+        ({"prompt": [65, 259]}, "prompt", "token id 259 is outside [0, 259)"),
+        ({"prompt": [10**30]}, "prompt", "outside [0, 259)"),
+        ({"prompt": "x" * 600}, "prompt", "600 tokens leave no room"),
+        ({"echo": True}, "echo", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"best_of": 2}, "best_of", "only 1"),
+        ({"logprobs": 21}, "logprobs", "must lie in [0, 20]"),
+        ({"logprobs": True}, "logprobs", "got `bool`"),
+    ],
+)
+async def test_completion_refusals(fields: dict[str, Any], param: str, message: str) -> None:
+    async with http_face(script("x")) as face:
+        response = await face.complete(**fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+        assert message in response.json()["error"]["message"]
+        assert face.tokens.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "body: is not valid JSON"),
+        (b"{", "body: is not valid JSON"),
+        (b"[]", "body: expected `object`, got `array`"),
+        (b'{"prompt": "\xff\xfe"}', "body: is not valid UTF-8"),
+        (b'{"prompt": "\\ud800 alone"}', "body: is not valid JSON"),
+        (b'{"prompt": "x", "temperature": NaN}', "body: is not valid JSON"),
+        (b'{"x": ' + b"[" * 100_000, "body: is n"),
+        (b"{}", "prompt: is required"),
+    ],
+)
+async def test_bodies_that_are_no_request(body: bytes, message: str) -> None:
+    async with http_face(script("x")) as face:
+        response = await face.client.post(COMPLETIONS, content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith(message)
+        assert face.count("errors_total", code="invalid_request") == 1
+
+
+async def test_another_model_is_not_found() -> None:
+    async with http_face(script("x")) as face:
+        response = await face.chat(model="gpt-4")
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
+        assert "'gpt-4'" in error["message"]
+        assert "'byte-model'" in error["message"]
+
+
+async def test_overload_says_when_to_come_back() -> None:
+    async with http_face(script("x", error=Overloaded("queue is full (1024)", 1.2))) as face:
+        response = await face.chat(stream=True)
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "2"
+        assert response.headers["x-request-id"]
+        assert response.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_a_draining_service_refuses() -> None:
+    async with http_face(script("x", error=ShuttingDown("the router drains"))) as face:
+        assert (await face.chat()).status_code == 503
+
+
+async def test_a_body_over_the_limit_is_not_read() -> None:
+    async with http_face(script("x"), config=HttpConfig(max_body_bytes=1024)) as face:
+        response = await face.client.post(CHAT, content=b"x" * 1025)
+        assert response.status_code == 413
+        assert response.headers["connection"] == "close"
+        assert "1025 bytes, the limit is 1024" in response.json()["error"]["message"]
+
+
+async def test_chunks_over_the_limit_are_not_read_on() -> None:
+    num_read = 0
+
+    async def chunks():  # type: ignore[no-untyped-def]
+        nonlocal num_read
+        for _ in range(100):
+            num_read += 1
+            yield b"x" * 512
+
+    async with http_face(script("x"), config=HttpConfig(max_body_bytes=1024)) as face:
+        response = await face.client.post(CHAT, content=chunks())
+        assert response.status_code == 413
+        assert num_read == 3
+        assert face.count("errors_total", code="payload_too_large") == 1
+
+
+async def test_a_bug_is_an_openai_error_too() -> None:
+    async with http_face(script("abc", fail_at=0, error=None)) as face:
+        face.tokens.start = None  # type: ignore[assignment, method-assign]
+        response = await face.client.post(CHAT, json={"messages": HELLO})
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error"
+
+
+async def test_wrong_paths_and_methods() -> None:
+    async with http_face(script("x")) as face:
+        missing = await face.client.get("/v1/embeddings")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["message"] == "Not Found: GET /v1/embeddings"
+        assert (await face.client.get(CHAT)).status_code == 405
