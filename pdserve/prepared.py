@@ -123,6 +123,8 @@ def read_prepared(folder: Path) -> PreparedModel:
         raise ModelFileError(f"{folder}: not a prepared model (no {MANIFEST_NAME})") from error
     except ValueError as error:
         raise ModelFileError(f"{path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelFileError(f"{path}: must be a JSON object")
     if document.get("format_version") != FORMAT_VERSION:
         raise ModelFileError(
             f"{path}: format_version {document.get('format_version')!r}, this build reads "
@@ -130,7 +132,7 @@ def read_prepared(folder: Path) -> PreparedModel:
         )
     try:
         return _from_document(folder, document)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path}: field missing or of a wrong kind: {error}") from error
 
 

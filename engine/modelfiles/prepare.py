@@ -116,7 +116,7 @@ def _write_folder(
     if text.chat_template is not None:
         (folder / CHAT_TEMPLATE_NAME).write_text(text.chat_template, encoding="utf-8")
     with (folder / WEIGHTS_NAME).open("wb") as file:
-        writer = _WeightsWriter(file, checkpoint, dtype)
+        writer = _WeightsWriter(file, checkpoint, dtype, where=str(source.path))
         planned = plan_tensors(checkpoint.config)
         for number, tensor in enumerate(planned, start=1):
             writer.write(tensor)
@@ -145,11 +145,12 @@ class _WeightsWriter:
     dtype, config, end tokens, tokenizer and every weight. The chat template is the router's alone.
     """
 
-    def __init__(self, file: BinaryIO, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, file: BinaryIO, checkpoint: Checkpoint, dtype: str, where: str) -> None:
         self.entries: dict[str, TensorEntry] = {}
         self._file = file
         self._tensors = checkpoint.tensors
         self._dtype = dtype
+        self._where = where
         text = checkpoint.text
         facts = [
             dtype, asdict(checkpoint.config), text.bos_token_id, text.eos_token_ids, text.adds_bos,
@@ -169,7 +170,9 @@ class _WeightsWriter:
         for part in planned.parts:
             stored = self._tensors.read(part.name, part.shape)
             if not stored.is_finite():
-                raise ModelFileError(f"tensor {part.name}: holds infinite or undefined numbers")
+                raise ModelFileError(
+                    f"{self._where}: tensor {part.name}: holds infinite or undefined numbers"
+                )
             values = np.ascontiguousarray(stored.to_dtype(self._dtype).values)
             data = values.data.cast("B")
             self._file.write(data)
