@@ -160,7 +160,7 @@ class ClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatusResponse(_message.Message):
-    __slots__ = ("can_serve", "mode", "model", "workers", "num_queued", "num_in_flight", "num_tickets")
+    __slots__ = ("can_serve", "mode", "model", "workers", "num_queued", "num_in_flight", "num_tickets", "draining")
     CAN_SERVE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class ClusterStatusResponse(_message.Message):
     NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
     NUM_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     NUM_TICKETS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     can_serve: bool
     mode: str
     model: Model
@@ -175,10 +176,11 @@ class ClusterStatusResponse(_message.Message):
     num_queued: int
     num_in_flight: int
     num_tickets: int
-    def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ...) -> None: ...
+    draining: bool
+    def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs")
+    __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +189,8 @@ class WorkerState(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     NUM_LEGS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     role: _types_pb2.Role
@@ -195,4 +199,6 @@ class WorkerState(_message.Message):
     status: _types_pb2.WorkerStatus
     endpoints: _containers.RepeatedCompositeFieldContainer[_types_pb2.Endpoint]
     num_legs: int
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., num_legs: _Optional[int] = ...) -> None: ...
+    draining: bool
+    peer: str
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., num_legs: _Optional[int] = ..., draining: _Optional[bool] = ..., peer: _Optional[str] = ...) -> None: ...

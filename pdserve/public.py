@@ -1,0 +1,177 @@
+"""What a client asks of the service and what it gets: the values of the public gRPC face.
+
+    client  --GenerateJob-->  InferenceBackend.generate  --GenerateDelta...-->  client
+
+The face (pdserve/rpc/inference_server.py) knows the service as an ``InferenceBackend``; the router
+satisfies it (router/grpc_backend.py), and so can a stand-in of twenty lines. The clients use the
+same values. This module does not know bytes, text processing or workers. Not covered: several
+answers to one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdserve.errors import InvalidRequest
+from pdserve.types import (
+    Endpoint,
+    FinishReason,
+    ModelInfo,
+    RequestTiming,
+    Role,
+    WorkerId,
+    WorkerLimits,
+    WorkerStatus,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation. ``role`` is what the model's chat template knows."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """As SamplingParams, with None for what the client left to the service.
+
+    Left out, ``max_tokens`` is the rest of the context, ``temperature`` 1, ``seed`` a random one,
+    and everything else is off. Ranges are checked by the service, not here.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateJob:
+    """One generation. Exactly one of ``prompt``, ``prompt_ids`` and ``messages`` is given."""
+
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    sampling: SamplingOptions = SamplingOptions()
+    stop: tuple[str, ...] = ()
+    model: str = ""  # "": the one that is served
+    request_id: str = ""  # "": the service makes one up
+    priority: int = 0
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [each is not None for each in (self.prompt, self.prompt_ids, self.messages)]
+        if sum(given) != 1:
+            raise InvalidRequest(
+                "prompt", f"exactly one of text, token ids and messages is needed, not {sum(given)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token as people read it. ``text`` has U+FFFD where ``utf8`` is part of a character."""
+
+    token_id: int
+    text: str
+    utf8: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    chosen: TokenText
+    top: tuple[TokenText, ...] = ()  # best first
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateDelta:
+    """What came since the last one. Exactly the last has ``finish_reason`` and ``usage``."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[SampledToken, ...] = ()  # one for each token if asked for
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker as the router sees it."""
+
+    worker_id: WorkerId
+    incarnation: str
+    role: Role
+    device: str
+    limits: WorkerLimits
+    status: WorkerStatus
+    endpoints: tuple[Endpoint, ...] = ()
+    num_legs: int = 0  # of this router, that still hold something there
+    draining: bool = False  # gets no more work
+    peer: str = ""  # address its session comes from
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatusView:
+    """A snapshot of the service."""
+
+    can_serve: bool
+    mode: str  # "disaggregated" | "colocated"
+    model: ModelInfo
+    workers: tuple[WorkerView, ...]
+    num_queued: int  # requests waiting at the router
+    num_in_flight: int  # requests that have not ended, those in the queue included
+    num_tickets: int  # handed out, neither redeemed nor gone
+    draining: bool = False  # the router takes no more requests
+
+
+class GenerationStream(Protocol):
+    """One generation under way; one reader.
+
+    Iterating yields deltas until the last; a failure is raised as one PdserveError.
+    """
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def timing(self) -> RequestTiming:
+        """The ledger so far; complete once the last delta has come."""
+
+    def __aiter__(self) -> AsyncIterator[GenerateDelta]: ...
+
+    def cancel(self, reason: str) -> None:
+        """Nobody will read on: stop the work. Does nothing once it has ended."""
+
+
+class InferenceBackend(Protocol):
+    async def generate(self, job: GenerateJob) -> GenerationStream:
+        """Start one.
+
+        Raises:
+            RequestError: the request cannot be taken, and why.
+            ShuttingDown: nothing is taken any more.
+        """
+
+    def models(self) -> tuple[ModelInfo, ...]: ...
+
+    def cluster_status(self) -> ClusterStatusView: ...

@@ -1,0 +1,124 @@
+"""The public gRPC face: ``pdserve.v1.InferenceService`` in front of an ``InferenceBackend``.
+
+A call that is cancelled or whose deadline passes is cut by gRPC, which cancels the handler; the
+handler cancels the generation at once. So does a client that takes nothing for ``stalled_write_s``.
+Whatever ends a generation, its ledger goes out in the trailing metadata if a status can be sent at
+all. Requests are parsed here and not by gRPC, so that bytes that are no message get
+INVALID_ARGUMENT like any other bad input. This module does not know how text comes about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
+from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
+from pdserve.rpc import codec_public, status
+from pdserve.v1 import inference_service_pb2 as pb
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+REQUEST_ID = "pdserve-request-id"
+STALLED_WRITE_S = 30.0
+
+# A call's deadline further away than this is none; timeout_s, which is asked for, is not touched.
+_FAR_DEADLINE_S = 24 * 3600.0
+_log = logging.getLogger(__name__)
+
+
+class InferenceServer:
+    """Satisfies ``GrpcService`` (pdserve/rpc/server.py)."""
+
+    def __init__(
+        self, backend: InferenceBackend, *, stalled_write_s: float = STALLED_WRITE_S
+    ) -> None:
+        self._backend = backend
+        self._stalled_write_s = stalled_write_s
+
+    @property
+    def name(self) -> str:
+        return SERVICE_NAME
+
+    @property
+    def is_public(self) -> bool:
+        return True
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        return {
+            "Generate": grpc.unary_stream_rpc_method_handler(self._generate),
+            "ListModels": grpc.unary_unary_rpc_method_handler(self._list_models),
+            "ClusterStatus": grpc.unary_unary_rpc_method_handler(self._cluster_status),
+        }
+
+    async def close(self) -> None:
+        """Nothing is held between calls; those that run end with the server's grace."""
+
+    async def _generate(self, data: bytes, context: Any) -> None:
+        try:
+            job = _within_call(codec_public.decode_job(data), context.time_remaining())
+            stream = await self._backend.generate(job)
+        except PdserveError as error:
+            _end_with(context, error, ())
+            return
+        try:
+            await self._forward(stream, context)
+        except PdserveError as error:
+            _end_with(context, error, _ledger(stream))
+        except BaseException:
+            stream.cancel("client left")
+            raise
+        else:
+            context.set_trailing_metadata(_ledger(stream))
+
+    async def _forward(self, stream: GenerationStream, context: Any) -> None:
+        async for delta in stream:
+            message = codec_public.encode_delta(delta).SerializeToString()
+            try:
+                async with asyncio.timeout(self._stalled_write_s):
+                    await context.write(message)
+            except TimeoutError:
+                _log.warning("client_stalled request_id=%s", stream.request_id)
+                stream.cancel("client takes nothing")
+                problem = f"client took nothing for {self._stalled_write_s:g} s"
+                raise RequestCancelled(problem) from None
+
+    async def _list_models(self, data: bytes, context: Any) -> bytes:
+        try:
+            codec_public.refuse_nonsense(pb.ListModelsRequest, data)
+            return codec_public.encode_models(self._backend.models()).SerializeToString()
+        except PdserveError as error:
+            _end_with(context, error, ())
+            return b""
+
+    async def _cluster_status(self, data: bytes, context: Any) -> bytes:
+        try:
+            codec_public.refuse_nonsense(pb.ClusterStatusRequest, data)
+            return codec_public.encode_status(self._backend.cluster_status()).SerializeToString()
+        except PdserveError as error:
+            _end_with(context, error, ())
+            return b""
+
+
+def _within_call(job: GenerateJob, time_left_s: float | None) -> GenerateJob:
+    """The job, given up when the call's own deadline passes."""
+    if time_left_s is None or time_left_s > _FAR_DEADLINE_S:
+        return job
+    if time_left_s <= 0:
+        raise DeadlineExceeded("the deadline of the call has passed")
+    if job.timeout_s is not None and job.timeout_s <= time_left_s:
+        return job
+    return replace(job, timeout_s=time_left_s)
+
+
+def _ledger(stream: GenerationStream) -> status.Metadata:
+    return ((REQUEST_ID, stream.request_id), *status.timing_metadata(stream.timing))
+
+
+def _end_with(context: Any, error: PdserveError, more: status.Metadata) -> None:
+    context.set_code(status.status_code(error))
+    context.set_details(status.details(error))
+    context.set_trailing_metadata((*status.error_metadata(error), *more))
