@@ -1,0 +1,188 @@
+"""A prefill worker as a whole: engine loop, KV listeners, and a session with every router.
+
+    async with PrefillApp(config, model, runner, clock) as app:
+        await app.wait_refused()
+
+Does not know how it is started (process, thread of a launcher, test) nor which signals stop it.
+The runner is the caller's: closed by it, after the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+
+from engine.block_pool import BlockPool
+from engine.build import check_engine_config, max_model_len
+from engine.step import StepRunner
+from kvtransfer.exporter import Exporter
+from kvtransfer.transports.base import Listener
+from pdserve.clock import Clock
+from pdserve.links import WorkerLink
+from pdserve.messages import PROTOCOL_VERSION, Hello
+from pdserve.prepared import PreparedModel
+from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits
+from pdserve.worker_session import stay_connected
+from prefill_worker.config import PrefillConfig
+from prefill_worker.worker import PrefillWorker
+
+DialRouter = Callable[[str], Awaitable[WorkerLink]]
+
+FAREWELL_S = 2.0  # for the Goodbye to leave
+
+_log = logging.getLogger(__name__)
+
+
+class PrefillApp:
+    """Async context manager. ``listeners`` default to gRPC, ``dial_router`` to gRPC too."""
+
+    def __init__(
+        self,
+        config: PrefillConfig,
+        model: PreparedModel,
+        runner: StepRunner,
+        clock: Clock,
+        *,
+        listeners: Sequence[Listener] | None = None,
+        dial_router: DialRouter | None = None,
+    ) -> None:
+        check_engine_config(config.engine)
+        self.pool = BlockPool(runner.buffers.num_blocks)
+        self._config = config
+        self._model = model
+        self._runner = runner
+        self._clock = clock
+        self._exporter = Exporter(runner.buffers, clock, config.transfer)
+        self._listeners = list(self._grpc_listeners() if listeners is None else listeners)
+        self._dial_router = _dial_by_grpc if dial_router is None else dial_router
+        self._started: list[Listener] = []
+        self._sessions: set[asyncio.Task[None]] = set()
+        self._leave = asyncio.Event()
+        self._worker: PrefillWorker | None = None
+
+    @property
+    def worker(self) -> PrefillWorker:
+        """The room itself; there once the app was entered."""
+        assert self._worker is not None, "not entered"
+        return self._worker
+
+    @property
+    def hello(self) -> Hello:
+        return self.worker.hello
+
+    async def __aenter__(self) -> PrefillApp:
+        try:
+            endpoints = []
+            for listener in self._listeners:
+                endpoints.append(await listener.start(self._exporter.serve))
+                self._started.append(listener)
+        except BaseException:
+            await self._close_listeners()
+            raise
+        hello = self._make_hello(tuple(endpoints))
+        self._worker = PrefillWorker(
+            self._config, hello, self._runner, self.pool, self._exporter, self._clock
+        )
+        self._worker.loop.start()
+        for router in self._config.routers:
+            session = stay_connected(
+                lambda address=router: self._dial_router(address),  # type: ignore[misc]
+                self._worker,
+                self._clock,
+                leave=self._leave,
+                router=router,
+            )
+            self._sessions.add(asyncio.create_task(session, name=f"session-{router}"))
+        _log.info("prefill_worker_started worker=%s endpoints=%s", hello.worker_id, endpoints)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for session in self._sessions:
+            session.cancel()
+        await asyncio.gather(*self._sessions, return_exceptions=True)
+        await self.worker.close()
+        await self._exporter.close()
+        await self._close_listeners()
+
+    async def wait_refused(self) -> None:
+        """Return when every session ended for good (after a drain).
+
+        Raises:
+            IncompatibleWorker: a router refused this worker.
+            Exception: the engine loop broke.
+        """
+        loop_end = asyncio.create_task(self.worker.loop.ended())
+        try:
+            pending: set[asyncio.Task[None]] = set(self._sessions)
+            while pending:
+                done, _ = await asyncio.wait(
+                    pending | {loop_end}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+                pending -= done
+                if loop_end in done:
+                    return
+        finally:
+            loop_end.cancel()
+            await asyncio.gather(loop_end, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """Admit nothing more, let the legs end for up to ``grace_s``, then leave every router."""
+        self.worker.begin_drain()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.worker.drained()
+        except TimeoutError:
+            _log.warning("drain_cut_short worker=%s grace_s=%g", self.hello.worker_id, grace_s)
+        self._leave.set()
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=FAREWELL_S)
+
+    def _make_hello(self, endpoints: tuple[Endpoint, ...]) -> Hello:
+        engine = self._config.engine
+        worker_id = self._config.worker_id or f"prefill-{platform.node()}-{secrets.token_hex(2)}"
+        limits = WorkerLimits(
+            max_model_len=max_model_len(engine, self._model),
+            total_blocks=self.pool.num_blocks,
+            chunk_tokens=engine.chunk_tokens,
+            max_running=self.pool.num_blocks,  # prompts are bounded by their blocks alone
+            vocab_size=self._runner.vocab_size,
+        )
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            worker_id=WorkerId(worker_id),
+            incarnation=secrets.token_hex(8),
+            role=Role.PREFILL,
+            model_name=engine.served_model_name or self._model.name,
+            model_fingerprint=self._model.fingerprint,
+            layout=self._runner.layout,
+            limits=limits,
+            endpoints=endpoints,
+            device=self._runner.device,
+        )
+
+    async def _close_listeners(self) -> None:
+        for listener in reversed(self._started):
+            await listener.close()
+        self._started.clear()
+
+    def _grpc_listeners(self) -> list[Listener]:
+        from kvtransfer.transports.grpc import GrpcListener
+
+        return [GrpcListener(self._config.listen, self._config.advertise)]
+
+
+async def _dial_by_grpc(address: str) -> WorkerLink:
+    from pdserve.rpc.worker_link import dial_router
+
+    return await dial_router(address)

@@ -1,0 +1,32 @@
+"""Options of a prefill worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from pdserve.config import Option
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    worker_id: Annotated[str, Option("name of this worker; empty: made from role and host")] = ""
+    routers: Annotated[
+        tuple[str, ...], Option("worker port of a router, host:port; may be repeated")
+    ] = ("127.0.0.1:9100",)
+    listen: Annotated[
+        str, Option("where decode workers read KV, host:port; port 0: any free one")
+    ] = "127.0.0.1:0"
+    advertise: Annotated[
+        str,
+        Option("address decode workers are told, host or host:port; empty: the one listened on"),
+    ] = ""
+    step_tokens: Annotated[
+        int,
+        Option("prompt tokens of one step, chunks of several prompts together; 0: one chunk",
+               unit="tokens", low=0),
+    ] = 0  # fmt: skip
