@@ -147,7 +147,7 @@ def environment_without(names: Iterable[str]) -> dict[str, str]:
 def cache_folder() -> Path:
     """Where prepared models are kept: ``$PDSERVE_CACHE``, else ``~/.cache/pdserve``."""
     named = os.environ.get(ENVIRONMENT_PREFIX + "CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "pdserve"
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "pdserve"
 
 
 def to_flags(config: object) -> list[str]:

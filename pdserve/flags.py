@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,16 +35,21 @@ class FlagParser:
         self._fields: dict[str, OptionField] = {}
         self._flags = ["--config"]
 
-    def add_options(self, title: str, cls: type, *, prefix: str = "") -> None:
+    def add_options(
+        self, title: str, cls: type, *, prefix: str = "", leave_out: Collection[str] = ()
+    ) -> None:
         """Flags of all options of ``cls``; ``prefix`` (like "prefill_") goes before each name.
 
-        A name that another class has added already is shared with it.
+        ``leave_out``: names that get no flag. A name that another class has added already is
+        shared with it.
 
         Raises:
             TypeError: the other class means another kind of value by it.
         """
         group = self._parser.add_argument_group(title)
         for field in option_fields(cls):
+            if field.name in leave_out:
+                continue
             name = prefix + field.name
             known = self._fields.get(name)
             if known is None:
@@ -90,8 +95,10 @@ def _add_flag(group: argparse._ArgumentGroup, prefix: str, field: OptionField) -
             off, dest=name, action="store_const", const="false", help=argparse.SUPPRESS
         )
         return
+    # A size may be given without naming its unit: --kv-memory is --kv-memory-mib.
+    flags = [flag, flag.removesuffix("-mib")] if flag.endswith("-mib") else [flag]
     action = "append" if field.repeatable else "store"
-    group.add_argument(flag, dest=name, action=action, metavar=_metavar(field), help=text)
+    group.add_argument(*flags, dest=name, action=action, metavar=_metavar(field), help=text)
 
 
 def _metavar(field: OptionField) -> str:

@@ -1,0 +1,78 @@
+"""``pdserve``: one console script, one file a command (cluster/commands). Loads nothing heavy.
+
+Exit status: 0 done, 1 it failed, 2 the options or the configuration are wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pdserve.config import nearest
+from pdserve.errors import ConfigError, PdserveError
+
+
+class Command(NamedTuple):
+    module: str
+    function: str
+    summary: str
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        function: Callable[[Sequence[str]], int] = getattr(
+            importlib.import_module(self.module), self.function
+        )
+        return function
+
+
+COMMANDS = {
+    "serve": Command("cluster.commands.serve", "run_serve", "start a whole service on this host"),
+    "router": Command("cluster.commands.roles", "run_router", "one router"),
+    "prefill": Command("cluster.commands.roles", "run_prefill", "one prefill worker"),
+    "decode": Command("cluster.commands.roles", "run_decode", "one decode worker"),
+    "generate": Command("cluster.commands.generate", "run_generate", "send one prompt"),
+    "status": Command("cluster.commands.status", "run_status", "workers and load of a service"),
+    "model": Command("cluster.commands.model", "run_model", "prepare or describe a model"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(importlib.metadata.version("pdserve"))
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+        return COMMANDS[name].load()(rest)
+    except ConfigError as error:
+        print(f"pdserve: {error}\nTry: pdserve {name if name in COMMANDS else ''} --help",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    except PdserveError as error:
+        print(f"pdserve {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "pdserve: language-model serving with prefill and decode on different workers",
+            "",
+            "usage: pdserve COMMAND [OPTIONS]",
+            "",
+            *rows,
+            "",
+            "pdserve COMMAND --help shows its options, with units and defaults.",
+        ]
+    )

@@ -1,0 +1,160 @@
+"""``pdserve router``, ``pdserve prefill``, ``pdserve decode``: one role in this process.
+
+    options -> model -> engine -> app entered -> ready line -> signals -> drain -> app left
+
+The engine is built here and handed to the role: the process owns it, the role borrows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import uvloop
+
+from cluster.ready import RouterReady, WorkerReady, encode_ready
+from engine.build import build_runner, prepare
+from engine.config import EngineConfig
+from pdserve.app import (
+    ProcessConfig,
+    end_with_parent,
+    say_ready,
+    serve_until_stopped,
+    stop_signals,
+)
+from pdserve.clock import MonotonicClock
+from pdserve.config import build_config
+from pdserve.flags import FlagParser
+from pdserve.log import LogConfig, setup_logging
+from pdserve.messages import Hello
+
+_FAREWELL_S = 3.0  # after a drain, for the last messages to leave
+
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT")
+
+
+class WorkerApp(Protocol):
+    @property
+    def hello(self) -> Hello: ...
+
+    async def drain(self, grace_s: float) -> None: ...
+
+    async def wait_refused(self) -> None: ...
+
+
+def run_router(argv: Sequence[str]) -> int:
+    from router.config import RouterConfig
+
+    about = "Text and clients outside, token ids and workers inside."
+    config, process = _read("router", about, RouterConfig, argv)
+    return _run(_serve_router(config, process))
+
+
+def run_prefill(argv: Sequence[str]) -> int:
+    from prefill_worker.config import PrefillConfig
+
+    about = "Computes prompts: first token and KV cache out."
+    config, process = _read("prefill", about, PrefillConfig, argv)
+    return _run(_serve_prefill(config, process))
+
+
+def run_decode(argv: Sequence[str]) -> int:
+    from decode_worker.config import DecodeConfig
+
+    about = "Takes KV caches in and gives tokens out; in colocated mode prompts too."
+    config, process = _read("decode", about, DecodeConfig, argv)
+    return _run(_serve_decode(config, process))
+
+
+def _read(
+    role: str, about: str, cls: type[ConfigT], argv: Sequence[str]
+) -> tuple[ConfigT, ProcessConfig]:
+    parser = FlagParser(f"pdserve {role}", about)
+    parser.add_options(role, cls)
+    parser.add_options("process", ProcessConfig)
+    parser.add_options("log", LogConfig)
+    sources = parser.parse(argv)
+    beside = (cls, ProcessConfig, LogConfig)
+    process = build_config(ProcessConfig, role, sources, beside=beside)
+    setup_logging(build_config(LogConfig, role, sources, beside=beside))
+    end_with_parent(process)
+    return build_config(cls, role, sources, beside=beside), process
+
+
+def _run(main: Coroutine[Any, Any, None]) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+    return 0
+
+
+async def _serve_router(config: Any, process: ProcessConfig) -> None:
+    from router.app import RouterApp
+
+    engine = EngineConfig(model=config.model, dtype=config.dtype, engine=config.engine)
+    model = prepare(engine, progress=logger.info)
+    with stop_signals() as signals:
+        async with RouterApp(config, model, MonotonicClock()) as app:
+            ready = RouterReady(
+                pid=os.getpid(),
+                host=config.listen,
+                http_port=app.http_port,
+                grpc_port=app.grpc_port,
+                worker_port=app.worker_port,
+                model_name=config.served_model_name or model.name,
+            )
+            logger.info("router_ready http_port=%d grpc_port=%d worker_port=%d",
+                        app.http_port, app.grpc_port, app.worker_port)  # fmt: skip
+            say_ready(process, encode_ready(ready))
+            await serve_until_stopped(app, signals, process.drain_grace_s)
+
+
+async def _serve_prefill(config: Any, process: ProcessConfig) -> None:
+    from prefill_worker.app import PrefillApp
+
+    clock = MonotonicClock()
+    model = prepare(config.engine, progress=logger.info)
+    runner = build_runner(config.engine, model, clock)
+    try:
+        async with PrefillApp(config, model, runner, clock) as app:
+            await _serve_worker(app, process)
+    finally:
+        await runner.close()
+
+
+async def _serve_decode(config: Any, process: ProcessConfig) -> None:
+    from decode_worker.app import DecodeApp
+
+    clock = MonotonicClock()
+    model = prepare(config.engine, progress=logger.info)
+    runner = build_runner(config.engine, model, clock)
+    try:
+        async with DecodeApp(config, model, runner, clock) as app:
+            await _serve_worker(app, process)
+    finally:
+        await runner.close()
+
+
+async def _serve_worker(app: WorkerApp, process: ProcessConfig) -> None:
+    """Until a stop, or until no router is left to serve (an error if one refused this worker)."""
+    ready = WorkerReady.of(app.hello, os.getpid())
+    logger.info("worker_ready %s", ready.describe())
+    say_ready(process, encode_ready(ready))
+    with stop_signals() as signals:
+        ended = asyncio.create_task(app.wait_refused())
+        stopped = asyncio.create_task(serve_until_stopped(app, signals, process.drain_grace_s))
+        try:
+            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                stopped.result()
+                await asyncio.wait({ended}, timeout=_FAREWELL_S)
+            if ended.done():
+                ended.result()
+        finally:
+            for task in (ended, stopped):
+                task.cancel()
+            await asyncio.gather(ended, stopped, return_exceptions=True)

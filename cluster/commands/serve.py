@@ -1,0 +1,112 @@
+"""``pdserve serve``: a whole service on this host, until it is told to stop.
+
+options -> plan -> model prepared once -> launcher -> up -> first signal: drain -> second: now
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+from cluster.host import inspect_host
+from cluster.plan import ServicePlan, read_plan, service_parser
+from cluster.ready import WorkerReady
+from cluster.service import ServiceAddress, write_ready_file
+from cluster.spec import ClusterSpec
+from engine.build import prepare
+from engine.config import EngineConfig
+from pdserve.app import StopSignals, end_with_parent, stop_signals, unless
+from pdserve.clock import MonotonicClock
+from pdserve.log import setup_logging
+from pdserve.types import Role
+
+
+class Launcher(Protocol):
+    """What starts and stops the parts of a service."""
+
+    @property
+    def address(self) -> ServiceAddress: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def kill(self) -> None: ...
+
+    def reports(self) -> list[WorkerReady]: ...
+
+
+def run_serve(argv: Sequence[str]) -> int:
+    started_s = time.monotonic()
+    plan = read_plan(service_parser("pdserve serve", __doc__.splitlines()[0]).parse(argv))
+    setup_logging(plan.log)
+    end_with_parent(plan.process)
+    spec = plan.cluster_spec(inspect_host(with_cuda=plan.wants_cuda()))
+    plan = prepare_once(plan, say)
+    with asyncio.Runner() as runner:
+        return runner.run(_serve(plan, spec, started_s))
+
+
+def prepare_once(plan: ServicePlan, report: Callable[[str], None]) -> ServicePlan:
+    """The model made ready for all processes, before any of them is started."""
+    engine: EngineConfig = plan.engine(Role.DECODE)
+    if engine.engine == "fake":
+        return plan
+    model = prepare(engine, progress=report)
+    report(f"model {model.name} ({model.dtype}, {model.num_parameters / 1e6:.1f}M parameters)")
+    name = plan.router.served_model_name or model.name
+    return plan.with_model(str(model.folder), name)
+
+
+def say(line: str) -> None:
+    """To standard error, so that standard output stays for scripts."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def make_launcher(plan: ServicePlan, spec: ClusterSpec, report: Callable[[str], None]) -> Launcher:
+    if plan.serve.launcher == "inproc":
+        from cluster.inproc import InprocService
+
+        return InprocService(plan, spec, clock=MonotonicClock(), say=report)
+    from cluster.local import LocalService
+
+    return LocalService(plan, spec, clock=MonotonicClock(), say=report)
+
+
+async def _serve(plan: ServicePlan, spec: ClusterSpec, started_s: float) -> int:
+    launcher = make_launcher(plan, spec, say)
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(stop_signals())
+        stack.push_async_callback(launcher.kill)
+        if not await unless(signals.drain, launcher.start()):
+            say("stopped before the service was up")
+            return 130
+        _announce(plan, launcher, started_s)
+        await signals.drain.wait()
+        await _stop(launcher, plan, signals)
+    return 0
+
+
+def _announce(plan: ServicePlan, launcher: Launcher, started_s: float) -> None:
+    address = launcher.address
+    took_s = time.monotonic() - started_s
+    say(
+        f"serving {address.model_name} ({plan.router.mode}) after {took_s:.1f} s: "
+        f"{address.http_url}/v1 and gRPC {address.grpc_target}; Ctrl-C stops"
+    )
+    if plan.serve.ready_file:
+        write_ready_file(Path(plan.serve.ready_file), address, launcher.reports())
+
+
+async def _stop(launcher: Launcher, plan: ServicePlan, signals: StopSignals) -> None:
+    grace_s = plan.process.drain_grace_s
+    say(f"stopping: running requests have {grace_s:g} s to finish; Ctrl-C again stops now")
+    if await unless(signals.now, launcher.stop()):
+        say("stopped")
+    else:
+        say("stopping now")

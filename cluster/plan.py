@@ -1,0 +1,177 @@
+"""From the options of ``pdserve serve`` to what each process is told. Pure but for its inputs.
+
+One set of sources (flags, environment, file) makes four configurations; what must be equal in all
+(model, dtype, block size) is checked here, by name. Ports and addresses between the processes are
+the launcher's and are filled in when they are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from cluster.config import ServeConfig
+from cluster.spec import ClusterSpec, Host, WorkerGroup, WorkerSpec, plan_cluster
+from decode_worker.config import DecodeConfig
+from engine.config import EngineConfig
+from kvtransfer.config import TransferConfig
+from pdserve.app import ProcessConfig
+from pdserve.config import Sources, build_config, environment_names
+from pdserve.errors import ConfigError
+from pdserve.flags import FlagParser
+from pdserve.log import LogConfig
+from pdserve.types import Role
+from prefill_worker.config import PrefillConfig
+from router.config import RouterConfig
+
+ValueT = TypeVar("ValueT")
+
+# Options that a launcher decides for its workers: a shared name means the router's.
+_LAUNCHERS_OWN = ("listen", "advertise", "routers", "worker_id")
+_SET_BY_LAUNCHER = ("routers", "worker_id")
+_MUST_AGREE = ("model", "served_model_name", "engine", "dtype", "block_size")
+_BESIDE_SERVE = (ServeConfig, ProcessConfig, LogConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """Everything a launcher needs. ``router.model`` and ``engine.model`` name the same model."""
+
+    serve: ServeConfig
+    process: ProcessConfig
+    log: LogConfig
+    router: RouterConfig
+    prefill: PrefillConfig
+    decode: DecodeConfig
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return (Role.DECODE,) if self.router.is_colocated else (Role.PREFILL, Role.DECODE)
+
+    def engine(self, role: Role) -> EngineConfig:
+        return self.prefill.engine if role is Role.PREFILL else self.decode.engine
+
+    def wants_cuda(self) -> bool:
+        return any(self.engine(role).device.startswith("cuda") for role in self.roles)
+
+    def cluster_spec(self, host: Host) -> ClusterSpec:
+        """Raises ConfigError if the host has too little for it."""
+        serve = self.serve
+        counts = {Role.PREFILL: serve.prefill_workers, Role.DECODE: serve.decode_workers}
+        devices = {Role.PREFILL: serve.prefill_devices, Role.DECODE: serve.decode_devices}
+        groups = tuple(
+            WorkerGroup(
+                role,
+                counts[role],
+                self.engine(role).threads,
+                self.engine(role).cpus,
+                self.engine(role).device,
+                devices[role],
+            )
+            for role in self.roles
+        )
+        return plan_cluster(groups, host, devices=serve.devices, pin=serve.pin)
+
+    def with_model(self, model: str, served_name: str) -> ServicePlan:
+        """The same service of a model prepared beforehand."""
+
+        def named(engine: EngineConfig) -> EngineConfig:
+            return replace(engine, model=model, served_model_name=served_name)
+
+        return replace(
+            self,
+            router=replace(self.router, model=model, served_model_name=served_name),
+            prefill=replace(self.prefill, engine=named(self.prefill.engine)),
+            decode=replace(self.decode, engine=named(self.decode.engine)),
+        )
+
+    def prefill_config(self, worker: WorkerSpec, routers: tuple[str, ...]) -> PrefillConfig:
+        engine = _placed(self.prefill.engine, worker)
+        return replace(self.prefill, engine=engine, worker_id=worker.name, routers=routers)
+
+    def decode_config(self, worker: WorkerSpec, routers: tuple[str, ...]) -> DecodeConfig:
+        engine = _placed(self.decode.engine, worker)
+        return replace(self.decode, engine=engine, worker_id=worker.name, routers=routers)
+
+
+def _placed(engine: EngineConfig, worker: WorkerSpec) -> EngineConfig:
+    return replace(engine, threads=worker.threads, cpus=worker.cpus, device=worker.device)
+
+
+def service_parser(prog: str, description: str) -> FlagParser:
+    """Flags of a whole service: shared ones, and each worker option again per role."""
+    parser = FlagParser(prog, description)
+    parser.add_options("service", ServeConfig)
+    parser.add_options("router", RouterConfig)
+    parser.add_options("engines of both roles", EngineConfig)
+    parser.add_options("KV transfer, both ends", TransferConfig)
+    parser.add_options(
+        "prefill workers only", PrefillConfig, prefix="prefill_", leave_out=_SET_BY_LAUNCHER
+    )
+    parser.add_options(
+        "decode workers only", DecodeConfig, prefix="decode_", leave_out=_SET_BY_LAUNCHER
+    )
+    parser.add_options("process", ProcessConfig)
+    parser.add_options("log", LogConfig)
+    return parser
+
+
+def read_plan(sources: Sources) -> ServicePlan:
+    """Raises ConfigError: an option is unusable, or roles disagree where they must not."""
+    workers = _without_shared(sources, _LAUNCHERS_OWN)
+    prefill = build_config(PrefillConfig, "prefill", workers, beside=(ProcessConfig, LogConfig))
+    decode = build_config(DecodeConfig, "decode", workers, beside=(ProcessConfig, LogConfig))
+    router = build_config(RouterConfig, "router", sources, beside=(ProcessConfig, LogConfig))
+    plan = ServicePlan(
+        serve=build_config(ServeConfig, "serve", sources, beside=_BESIDE_SERVE),
+        process=build_config(ProcessConfig, "serve", sources, beside=_BESIDE_SERVE),
+        log=build_config(LogConfig, "serve", sources, beside=_BESIDE_SERVE),
+        router=router,
+        prefill=prefill,
+        decode=decode,
+    )
+    first = plan.engine(plan.roles[0])
+    for role in plan.roles[1:]:
+        for name in _MUST_AGREE:
+            ours, theirs = getattr(first, name), getattr(plan.engine(role), name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{name} must be the same for all workers, not {ours!r} for "
+                    f"{plan.roles[0]} and {theirs!r} for {role}"
+                )
+    engine = plan.decode.engine
+    return replace(
+        plan,
+        router=replace(
+            router,
+            model=engine.model,
+            served_model_name=engine.served_model_name,
+            engine=engine.engine,
+            dtype=engine.dtype,
+        ),
+    )
+
+
+def _without_shared(sources: Sources, names: tuple[str, ...]) -> Sources:
+    """The sources without the shared (not the role's own) names of these options."""
+    variables = {f"PDSERVE_{name.upper()}" for name in names}
+    return replace(
+        sources,
+        flags=_without(sources.flags, set(names)),
+        environment=_without(sources.environment, variables),
+    )
+
+
+def _without(mapping: Mapping[str, ValueT], names: set[str]) -> dict[str, ValueT]:
+    return {key: value for key, value in mapping.items() if key not in names}
+
+
+def option_variables() -> frozenset[str]:
+    """Environment variables that are spoken for once the plan is read: children get flags."""
+    names: set[str] = {"PDSERVE_CONFIG"}
+    roles = {"router": RouterConfig, "prefill": PrefillConfig, "decode": DecodeConfig}
+    for section, cls in roles.items():
+        for each in (cls, ProcessConfig, LogConfig):
+            names |= environment_names(each, section)
+    return frozenset(names)

@@ -1,0 +1,41 @@
+"""The console script: finding the command, telling mistakes, exit statuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.cli import COMMANDS, main
+
+
+def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["sevre"], "unknown command 'sevre'; did you mean 'serve'?"),
+        (["serve", "--htp-port", "1"], "unknown argument '--htp-port'; did you mean '--http-port'"),
+        (["serve", "--prefill-workers", "0"], "prefill_workers must be at least 1"),
+        (["serve", "--mode", "both"], "mode must be one of disaggregated, colocated"),
+        (["decode", "--dtype", "int4"], "dtype must be one of float32, bfloat16"),
+        (["serve", "--cpus", "x"], "cpus must look like"),
+        (["model", "burn", "smollm2"], "invalid choice: 'burn'"),
+    ],
+)
+def test_mistakes_are_told_and_end_with_status_2(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_model_that_is_not_there_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "info", "no-such-model"]) == 1
+    assert "no-such-model" in capsys.readouterr().err
