@@ -1,0 +1,96 @@
+"""Options of the router: where it listens, how long it waits, how often it tries again.
+
+The defaults of the waits are those of docs/protocol.md section 7. Not here: anything about text
+or devices; those belong to the model and to the workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pdserve.config import Option
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    model: Annotated[
+        str, Option("model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder")
+    ] = "smollm2"
+    served_model_name: Annotated[
+        str, Option("name clients use for the model; empty: the model's own")
+    ] = ""
+    engine: Annotated[
+        str, Option("real model or stand-in without weights", choices=("model", "fake"))
+    ] = "model"
+    dtype: Annotated[
+        str, Option("type the workers compute in", choices=("float32", "bfloat16"))
+    ] = "float32"
+    mode: Annotated[
+        str,
+        Option(
+            "prefill and decode on different workers, or both on each decode worker",
+            choices=("disaggregated", "colocated"),
+        ),
+    ] = "disaggregated"
+    listen: Annotated[str, Option("address the ports are bound to")] = "127.0.0.1"
+    http_port: Annotated[
+        int, Option("port of the OpenAI HTTP interface; 0: any free one", low=0, high=65535)
+    ] = 8000
+    grpc_port: Annotated[
+        int, Option("port of the public gRPC service; 0: any free one", low=0, high=65535)
+    ] = 9000
+    worker_port: Annotated[int, Option("port workers dial; 0: any free one", low=0, high=65535)] = (
+        9100
+    )
+    max_queue: Annotated[
+        int, Option("most requests waiting for a worker", unit="requests", low=1, high=1_000_000)
+    ] = 1024
+    dispatch_window_chunks: Annotated[
+        float,
+        Option(
+            "a prefill worker gets another prompt while fewer than this many chunks are left to"
+            " compute on it",
+            unit="chunks",
+            low=0.1,
+            high=1000,
+        ),
+    ] = 2.0
+    max_redispatches: Annotated[
+        int, Option("times a request is tried again after a failure", low=0, high=100)
+    ] = 2
+    worker_patience_s: Annotated[
+        float, Option("how long a request waits for a pool without workers", unit="s", low=0)
+    ] = 60.0
+    worker_loss_s: Annotated[
+        float,
+        Option("silence, or age of a step, after which a worker counts as lost", unit="s", low=0.1),
+    ] = 10.0
+    hello_timeout_s: Annotated[
+        float, Option("how long a new session may stay without Hello", unit="s", low=0.01)
+    ] = 5.0
+    heartbeat_s: Annotated[
+        float, Option("longest pause between two reports of a worker", unit="s", low=0.01)
+    ] = 1.0
+    ticket_ttl_s: Annotated[
+        float, Option("how long a prefill worker keeps KV for its reader", unit="s", low=1)
+    ] = 120.0
+    stalled_write_s: Annotated[
+        float, Option("a client that takes nothing for so long is cut off", unit="s", low=0.1)
+    ] = 30.0
+    max_body_bytes: Annotated[
+        int, Option("longest request body or message of a client", unit="bytes", low=1024)
+    ] = 8 * 1024 * 1024
+    drain_grace_s: Annotated[
+        float, Option("how long running requests may go on when the router stops", unit="s", low=0)
+    ] = 30.0
+    pair_bar_s: Annotated[
+        float, Option("first pause of a pair that could not move KV; doubles", unit="s", low=0.01)
+    ] = 1.0
+    max_pair_bar_s: Annotated[
+        float, Option("longest pause of a pair that could not move KV", unit="s", low=0.01)
+    ] = 30.0
+
+    @property
+    def is_colocated(self) -> bool:
+        return self.mode == "colocated"

@@ -1,0 +1,142 @@
+"""From the queue to the workers: runs the policy, books, sends.
+
+``run`` places whatever can go, in order, without an await between choosing and booking. It does
+not know clients; what workers answer is flight.py's affair.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+
+from pdserve.clock import Clock
+from pdserve.types import TicketId, TransferTicket
+from router.actions import CancelLeg
+from router.config import RouterConfig
+from router.flight import Flight
+from router.policy import (
+    Colocated,
+    Decision,
+    Demand,
+    Placement,
+    PolicyLimits,
+    Unplaced,
+    Waiting,
+    WorkerView,
+    place,
+)
+from router.pool import WorkerPool
+from router.request_queue import RequestQueue
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    def __init__(
+        self, config: RouterConfig, clock: Clock, pool: WorkerPool, queue: RequestQueue[Flight]
+    ) -> None:
+        self._clock = clock
+        self._pool = pool
+        self._queue = queue
+        self._ticket_ttl_s = config.ticket_ttl_s
+        self._ticket_numbers = itertools.count(1)
+        self._limits = PolicyLimits(
+            dispatch_window_chunks=config.dispatch_window_chunks,
+            hung_after_s=config.worker_loss_s / 2,
+            colocated=config.is_colocated,
+        )
+
+    def run(self) -> list[tuple[Flight, Waiting | None]]:
+        """Dispatch every request that can go now.
+
+        Returns those it looked at, with why they wait (None: sent). It looks no further than the
+        first one that holds up the others.
+        """
+        looked_at: list[tuple[Flight, Waiting | None]] = []
+        views = self._pool.views()
+        for flight, decision in self._decisions(views):
+            if isinstance(decision, Unplaced):
+                looked_at.append((flight, decision.reason))
+                if decision.reason.holds_up_others:
+                    break
+            else:
+                looked_at.append((flight, None))
+                self._queue.remove(flight)
+                self._send(flight, decision)
+                views[:] = self._pool.views()
+        return looked_at
+
+    def why_waiting(self, flight: Flight) -> Waiting | None:
+        """Why this queued request cannot go, whoever stands before it; None if it could."""
+        decision = self._decide(flight.demand(), self._pool.views())
+        return decision.reason if isinstance(decision, Unplaced) else None
+
+    def cancel(self, flight: Flight, action: CancelLeg) -> None:
+        session = self._pool.session(action.leg.worker)
+        if session is not None:
+            session.cancel(flight.request.request_id, action.leg.epoch, action.reason)
+
+    def _decisions(self, views: list[WorkerView]) -> Iterator[tuple[Flight, Decision]]:
+        """One for each queued request, in order; ``views`` is renewed by the caller in place."""
+        # A pool without workers is so for all who need it: with a long queue that must be cheap.
+        missing: dict[bool, Unplaced] = {}
+        for flight in self._queue:
+            demand = flight.demand()
+            if demand.redeem_at is None and demand.needs_decode in missing:
+                yield flight, missing[demand.needs_decode]
+                continue
+            decision = self._decide(demand, views)
+            if isinstance(decision, Unplaced) and demand.redeem_at is None:
+                if decision.reason in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER):
+                    missing[demand.needs_decode] = decision
+            elif isinstance(decision, Unplaced) and decision.reason is Waiting.BARRED:
+                decision = self._elsewhere(flight, views) or decision
+            yield flight, decision
+
+    def _elsewhere(self, flight: Flight, views: list[WorkerView]) -> Placement | None:
+        """For KV that no decode worker can fetch just now: another prefill worker, if one can."""
+        decision = self._decide(flight.fresh_demand(), views)
+        if not isinstance(decision, Placement):
+            return None
+        for action in flight.give_up_ticket("no decode worker can fetch it"):
+            self.cancel(flight, action)
+        return decision
+
+    def _decide(self, demand: Demand, views: list[WorkerView]) -> Decision:
+        return place(demand, views, self._limits, self._pool.barred.active(self._clock.now()))
+
+    def _send(self, flight: Flight, choice: Placement | Colocated) -> None:
+        ticket = None
+        if isinstance(choice, Placement) and choice.decode is not None:
+            ticket = self._draw_ticket(choice)
+        for submit in flight.dispatch(choice, ticket, self._clock.now()):
+            session = self._pool.session(submit.worker)
+            assert session is not None, "a view is of a session in the pool"
+            layout = session.hello.layout
+            session.submit(
+                submit.leg,
+                submit.attempt,
+                submit.ticket,
+                num_blocks=layout.num_blocks(submit.num_kv_tokens),
+                num_tokens=submit.num_compute_tokens,
+            )
+            logger.debug(
+                "submitted request=%s epoch=%d leg=%s worker=%s",
+                flight.request.request_id, flight.epoch, submit.leg, submit.worker.worker_id,
+            )  # fmt: skip
+
+    def _draw_ticket(self, choice: Placement) -> TransferTicket:
+        session = self._pool.session(choice.prefill)
+        assert session is not None, "a view is of a session in the pool"
+        number = next(self._ticket_numbers)
+        return TransferTicket(
+            ticket_id=TicketId(f"{self._pool.router_id}.{number}"),
+            epoch=0,  # the flight fills in epoch and length
+            worker_id=choice.prefill.worker_id,
+            incarnation=choice.prefill.incarnation,
+            endpoints=session.hello.endpoints,
+            layout=session.hello.layout,
+            num_tokens=0,
+            expires_in_s=self._ticket_ttl_s,
+        )

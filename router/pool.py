@@ -1,0 +1,238 @@
+"""The workers that have joined: greeting, loss, and what the policy sees of them.
+
+A worker joins by dialling; ``serve`` is its session from Hello to the end. Whatever ends a session
+(broken link, silence, a hung step, a newer incarnation, goodbye), its loss is told to the observer
+once, at once. It does not know requests (router.py) nor what carries the links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Protocol
+from uuid import uuid4
+
+from pdserve.clock import Clock
+from pdserve.errors import (
+    IncompatibleWorker,
+    PdserveError,
+    ProtocolError,
+    ShuttingDown,
+    WorkerLost,
+)
+from pdserve.links import RouterLink
+from pdserve.messages import PROTOCOL_VERSION, FromWorker, Hello, StepReport, WorkerEvent
+from pdserve.types import ModelInfo, RequestId, WorkerId
+from router.barred_pairs import BarredPairs
+from router.config import RouterConfig
+from router.policy import WorkerRef, WorkerView
+from router.session import SessionEnd, WorkerSession
+from router.timers import Timers
+
+logger = logging.getLogger(__name__)
+
+
+class PoolObserver(Protocol):
+    """What the pool tells the router. Called on the event loop; must return at once."""
+
+    def worker_event(self, session: WorkerSession, event: WorkerEvent) -> None: ...
+
+    def worker_lost(self, session: WorkerSession, end: SessionEnd) -> None: ...
+
+    def workers_changed(self) -> None:
+        """A worker joined or left."""
+
+    def pool_changed(self) -> None:
+        """A worker reported: something may be dispatched now."""
+
+
+class WorkerPool:
+    def __init__(
+        self,
+        config: RouterConfig,
+        model: ModelInfo,
+        clock: Clock,
+        timers: Timers,
+        observer: PoolObserver,
+    ) -> None:
+        self.router_id = f"router-{uuid4().hex[:8]}"
+        self.barred = BarredPairs(config.pair_bar_s, config.max_pair_bar_s)
+        self._config = config
+        self._model = model
+        self._clock = clock
+        self._timers = timers
+        self._observer = observer
+        self._numbers = itertools.count(1)
+        self._sessions: dict[WorkerId, WorkerSession] = {}
+        self._num_serving = 0
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
+        self._closing = asyncio.Event()
+
+    # --- what there is ------------------------------------------------------------------------
+
+    def sessions(self) -> tuple[WorkerSession, ...]:
+        return tuple(self._sessions.values())
+
+    def views(self) -> list[WorkerView]:
+        return [session.view() for session in self._sessions.values()]
+
+    def session(self, ref: WorkerRef) -> WorkerSession | None:
+        """The session of that very ref, if it still lives."""
+        session = self._sessions.get(ref.worker_id)
+        return session if session is not None and session.ref == ref else None
+
+    @property
+    def num_legs(self) -> int:
+        """Legs, of all workers, that still hold something."""
+        return sum(session.num_legs for session in self._sessions.values())
+
+    def holds(self, request_id: RequestId) -> bool:
+        """Whether some worker still has a leg of this request."""
+        return any(session.holds(request_id) for session in self._sessions.values())
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    async def serve(self, link: RouterLink) -> None:
+        """One session, from its first message to its end. Never raises for a peer's fault."""
+        self._num_serving += 1
+        self._all_ended.clear()
+        try:
+            hello = await self._greet(link)
+            if hello is None:
+                return
+            session = self._join(hello, link)
+            end = SessionEnd(ProtocolError("the session failed at the router"), died=True)
+            try:
+                end = await session.run()
+            finally:
+                self._lose(session, end)
+                await session.close_link(end)
+        finally:
+            self._num_serving -= 1
+            if self._num_serving == 0:
+                self._all_ended.set()
+
+    async def close(self) -> None:
+        """End every session; returns when all are ended."""
+        self._closing.set()
+        for session in self.sessions():
+            self._lose(session, SessionEnd(ShuttingDown("the router stops"), died=False))
+        await self._all_ended.wait()
+
+    def reported(self, session: WorkerSession, report: StepReport) -> None:
+        """A report came: events in order, then the status, then the queue (protocol section 1)."""
+        if session.is_closed:
+            return
+        session.begin_report()
+        for event in report.events:
+            session.settle(event)
+            self._observer.worker_event(session, event)
+        session.end_report(report.status)
+        if report.status.step_age_s > self._config.worker_loss_s:
+            age_s = report.status.step_age_s
+            self._lose(session, SessionEnd(WorkerLost(f"hung: step of {age_s:.1f} s"), died=True))
+        self._observer.pool_changed()
+
+    async def _greet(self, link: RouterLink) -> Hello | None:
+        """The Hello of a worker that fits; None after closing the link of another."""
+        try:
+            hello = await self._first_message(link)
+            if not isinstance(hello, Hello):
+                raise ProtocolError(f"the first message is a {type(hello).__name__}, not Hello")
+            self._check(hello)
+            return hello
+        except (ProtocolError, ShuttingDown) as error:
+            logger.warning("worker_refused peer=%s error=%s", link.peer, error)
+            await link.refuse(error)
+        except PdserveError as error:  # the carrier's word for a link that broke
+            logger.warning("greeting_broken peer=%s error=%s", link.peer, error)
+        await link.close()
+        return None
+
+    async def _first_message(self, link: RouterLink) -> FromWorker:
+        receive = asyncio.ensure_future(link.receive())
+        closing = asyncio.ensure_future(self._closing.wait())
+        timeout_s = self._config.hello_timeout_s
+        try:
+            await asyncio.wait(
+                {receive, closing}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if closing.done():
+                raise ShuttingDown("the router stops")
+            if not receive.done():
+                raise ProtocolError(f"no Hello within {timeout_s:g} s")
+            return receive.result()
+        finally:
+            receive.cancel()
+            closing.cancel()
+            await asyncio.wait({receive, closing})
+
+    def _check(self, hello: Hello) -> None:
+        """Raises:
+        IncompatibleWorker: another protocol version, model or KV layout; names the field.
+        """
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleWorker(
+                f"protocol_version is {hello.protocol_version}, the router speaks"
+                f" {PROTOCOL_VERSION}"
+            )
+        if hello.model_fingerprint != self._model.fingerprint:
+            raise IncompatibleWorker(
+                f"model_fingerprint of {hello.model_name} is {hello.model_fingerprint}, the"
+                f" router serves {self._model.name} with {self._model.fingerprint}"
+            )
+        if self._config.is_colocated:
+            return
+        for other in self._sessions.values():
+            if other.role is hello.role or other.ref.worker_id == hello.worker_id:
+                continue
+            if (field := hello.layout.first_difference(other.hello.layout)) is not None:
+                raise IncompatibleWorker(
+                    f"layout.{field} is {getattr(hello.layout, field)}, that of"
+                    f" {other.role} worker {other.ref.worker_id} is"
+                    f" {getattr(other.hello.layout, field)}"
+                )
+
+    def _join(self, hello: Hello, link: RouterLink) -> WorkerSession:
+        older = self._sessions.get(hello.worker_id)
+        if older is not None:
+            error = WorkerLost(f"replaced by incarnation {hello.incarnation}")
+            self._lose(older, SessionEnd(error, died=True))
+        ref = WorkerRef(hello.worker_id, hello.incarnation, next(self._numbers))
+        session = WorkerSession(ref, hello, link, self._clock, self)
+        self._sessions[hello.worker_id] = session
+        session.welcome(self.router_id, self._config.heartbeat_s)
+        self._watch(session)
+        logger.info(
+            "worker_joined worker=%s role=%s incarnation=%s peer=%s device=%r",
+            hello.worker_id, hello.role, hello.incarnation, link.peer, hello.device,
+        )  # fmt: skip
+        self._observer.workers_changed()
+        return session
+
+    def _watch(self, session: WorkerSession) -> None:
+        """One timer a session, moved on when it finds that something came meanwhile."""
+        if session.is_closed:
+            return
+        loss_s = self._config.worker_loss_s
+        until_s = session.silent_until_s(loss_s)
+        if until_s > self._clock.now():
+            self._timers.at(until_s, lambda: self._watch(session))
+        else:
+            error = WorkerLost(f"silent for {loss_s:g} s")
+            self._lose(session, SessionEnd(error, died=True))
+
+    def _lose(self, session: WorkerSession, end: SessionEnd) -> None:
+        if session.is_closed:
+            return
+        session.close(end)
+        del self._sessions[session.ref.worker_id]
+        self.barred.forget(session.ref.worker_id)
+        logger.warning(
+            "worker_lost worker=%s incarnation=%s error=%s",
+            session.ref.worker_id, session.ref.incarnation, end.error,
+        )  # fmt: skip
+        self._observer.worker_lost(session, end)
+        self._observer.workers_changed()
