@@ -10,7 +10,7 @@ export's own matter (kvtransfer/exporter.py). Changed only by worker.py, on the 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from engine.sequence import Sequence
@@ -85,3 +85,12 @@ class PrefillLeg:
             and mine.attempt.forced_ids == other.attempt.forced_ids
             and mine.attempt.request.prompt_ids == other.attempt.request.prompt_ids
         )
+
+    def successor(self, submit: Submit) -> PrefillLeg:
+        """The leg of a later epoch that takes over the sequence, its progress and first token."""
+        self.sequence.attempt = submit.attempt
+        first_token = self.first_token
+        if first_token is not None:
+            token = replace(first_token.token, epoch=submit.attempt.epoch)
+            first_token = replace(first_token, token=token)
+        return replace(self, submit=submit, first_token=first_token, export=None, watch=None)

@@ -29,7 +29,7 @@ from pdserve.errors import (
     TicketExpired,
     TicketUnknown,
 )
-from pdserve.messages import Admitted, Busy, Ended, Failed, FirstToken, Hello, Submit
+from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Submit
 from pdserve.roles import EventSink
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
 from prefill_worker.admission import find_fault
@@ -224,21 +224,12 @@ class PrefillWorker:
             return False
         if find_fault(submit, self.hello) is not None or not old.export.rearm(submit.ticket):
             return False
-        leg = PrefillLeg(
-            submit, old.sink, old.order, old.sequence, old.state, old.submitted_s,
-            started_s=old.started_s,
-        )  # fmt: skip
-        leg.sequence.attempt = submit.attempt
+        leg = old.successor(submit)
         self._leave(old)
         old.sink.emit(Ended(old.request_id, old.epoch, Leg.PREFILL))
         self._enter(leg)
         self._watch(leg, old.export)
-        if old.first_token is not None:
-            token = old.first_token.token
-            again = TokenEvent(
-                token.request_id, leg.epoch, token.index, token.token_id, None, token.logprobs
-            )
-            leg.first_token = FirstToken(again, old.first_token.timing)
+        if leg.first_token is not None:
             leg.sink.emit(leg.first_token)
         return True
 
