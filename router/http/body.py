@@ -52,6 +52,24 @@ async def read_body(
         raise InvalidRequest("body", f"was not complete after {timeout_s:g} s") from error
 
 
+async def discard_rest(receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+    """Let a client finish sending what nobody keeps, within limits.
+
+    Closing while data is still coming resets the connection, and many clients then lose the answer
+    that says why.
+    """
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while num_bytes < max_bytes:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
 def decode_body(body: bytes, schema: type[_Schema]) -> _Schema:
     """The body as ``schema``; fields the schema does not have are ignored, as OpenAI does.
 

@@ -20,10 +20,10 @@ from uuid import uuid4
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from pdserve.errors import InvalidRequest, PayloadTooLarge, PdserveError
+from pdserve.errors import PayloadTooLarge, PdserveError
 from pdserve.metrics import ServiceMetrics
 from pdserve.types import RequestId
-from router.http.body import decode_body, read_body
+from router.http.body import decode_body, discard_rest, read_body
 from router.http.chat_reply import ChatReply
 from router.http.completion_reply import CompletionReply
 from router.http.config import HttpConfig
@@ -86,15 +86,12 @@ class GenerationEndpoint(Generic[_Body]):
         client_id, request_id = _request_ids(headers.get("x-request-id", ""))
         out_headers: HeaderList = [(b"x-request-id", client_id.encode())]
         try:
-            body = await self._read(headers, receive)
-            job = self._kind.job(body, request_id)
+            raw = await self._read(headers, receive)
         except PdserveError as error:
-            self._metrics.count_refused(error.code)
-            if _leaves_body_unread(error):
-                out_headers.append((b"connection", b"close"))
-            await send_error(error, send, out_headers)
+            await self._refuse_unread(error, receive, send, out_headers)
             return
         try:
+            body, job = self._understand(raw, request_id)
             generation = await self._service.start(job)
         except PdserveError as error:
             await send_error(error, send, out_headers)
@@ -106,16 +103,35 @@ class GenerationEndpoint(Generic[_Body]):
         reply = self._kind.reply(frame, generation)
         await self._answer(Answer(generation, reply, options, out_headers), scope, receive, send)
 
-    async def _read(self, headers: Headers, receive: Receive) -> _Body:
-        raw = await read_body(
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        return await read_body(
             headers,
             receive,
             max_bytes=self._config.max_body_bytes,
             timeout_s=self._config.body_timeout_s,
         )
-        body = decode_body(raw, self._kind.schema)
-        check_model(body, self._service.model.name)
-        return body
+
+    def _understand(self, raw: bytes, request_id: RequestId) -> tuple[_Body, TextJob]:
+        """Refusals here are counted here; the text service counts its own."""
+        try:
+            body = decode_body(raw, self._kind.schema)
+            check_model(body, self._service.model.name)
+            return body, self._kind.job(body, request_id)
+        except PdserveError as error:
+            self._metrics.count_refused(error.code)
+            raise
+
+    async def _refuse_unread(
+        self, error: PdserveError, receive: Receive, send: Send, headers: HeaderList
+    ) -> None:
+        """The connection cannot be used again: the rest of the body may still be coming."""
+        self._metrics.count_refused(error.code)
+        await send_error(error, send, [*headers, (b"connection", b"close")], more=True)
+        if isinstance(error, PayloadTooLarge):
+            await discard_rest(
+                receive, max_bytes=self._config.max_linger_bytes, timeout_s=self._config.linger_s
+            )
+        await send({"type": "http.response.body", "body": b""})
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         generation = answer.generation
@@ -138,12 +154,6 @@ async def _cancel_when_gone(receive: Receive, generation: TextGeneration) -> Non
     while (await receive())["type"] != "http.disconnect":
         pass
     generation.cancel("the client disconnected")
-
-
-def _leaves_body_unread(error: PdserveError) -> bool:
-    return isinstance(error, PayloadTooLarge) or (
-        isinstance(error, InvalidRequest) and error.field == "body"
-    )
 
 
 def _request_ids(given: str) -> tuple[str, RequestId]:

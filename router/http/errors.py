@@ -46,8 +46,10 @@ def error_headers(error: PdserveError) -> HeaderList:
     return []
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: HeaderList) -> None:
-    """A whole JSON response."""
+async def send_json(
+    send: Send, status: int, body: bytes, headers: HeaderList, *, more: bool = False
+) -> None:
+    """A whole JSON response, but for its end if the caller has ``more`` to do first."""
     await send(
         {
             "type": "http.response.start",
@@ -59,7 +61,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: HeaderList) -
             ],
         }
     )
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def _param(error: PdserveError) -> str | None:

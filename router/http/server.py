@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -79,13 +80,15 @@ class HttpServer:
 
 
 def abort_connection(scope: Scope) -> None:
-    """Close the connection of a request at once, unsent data included.
+    """Reset the connection of a request at once, dropping what is unsent.
 
-    An ordinary close would wait for the client to take what is buffered. Does nothing if the
-    application is not run by this server.
+    An ordinary close would wait for the client to take what is buffered, here and in the kernel.
+    Does nothing if the application is not run by this server.
     """
     transport = scope.get("state", {}).get(TRANSPORT_KEY)
-    if transport is not None:
+    if transport is not None and not transport.is_closing():
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
 

@@ -91,9 +91,12 @@ async def send_stream(answer: Answer, send: Send, *, stalled_write_s: float) -> 
     await events.end()
 
 
-async def send_error(error: PdserveError, send: Send, headers: HeaderList) -> None:
+async def send_error(
+    error: PdserveError, send: Send, headers: HeaderList, *, more: bool = False
+) -> None:
+    """``more``: the caller ends the response (with an empty body)."""
     all_headers = error_headers(error) + headers
-    await send_json(send, error.http_status, error_body(error), all_headers)
+    await send_json(send, error.http_status, error_body(error), all_headers, more=more)
 
 
 class EventWriter:

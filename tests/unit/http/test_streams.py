@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -141,6 +142,7 @@ class Client:
         self.reads = asyncio.Event()
         self.reads.set()
         self.aborted = False
+        self.socket_options: list[tuple[int, int]] = []
         self._body: bytes | None = json.dumps(body).encode()
 
     async def receive(self) -> Message:
@@ -154,6 +156,18 @@ class Client:
         await self.reads.wait()
         self.sent.append(message)
         self.num_sent.release()
+
+    # what the server's transport offers
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def get_extra_info(self, name: str) -> Client:
+        assert name == "socket"
+        return self
+
+    def setsockopt(self, level: int, option: int, value: bytes) -> None:
+        self.socket_options.append((level, option))
 
     def abort(self) -> None:
         self.aborted = True
@@ -206,5 +220,6 @@ async def test_a_reader_that_takes_nothing_is_cut_off() -> None:
         client.reads.clear()
         await calling
         assert client.aborted
+        assert client.socket_options == [(socket.SOL_SOCKET, socket.SO_LINGER)]
         assert len(face.tokens.cancels) == 1
         assert "stalled reader" in face.tokens.cancels[0][1]
