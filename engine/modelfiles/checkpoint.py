@@ -14,6 +14,8 @@ from engine.modelfiles.number_formats import StoredArray
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig
 
+_MAX_LAYERS = 4096  # a damaged number must not become a plan of a billion tensors
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -73,5 +75,7 @@ def check_config(config: ModelConfig, where: str) -> None:
             f"{where}: {config.num_heads} attention heads cannot share "
             f"{config.num_kv_heads} key-value heads evenly"
         )
+    if config.num_layers > _MAX_LAYERS:
+        raise ModelFileError(f"{where}: {config.num_layers} layers; at most {_MAX_LAYERS}")
     if config.head_dim % 2:
         raise ModelFileError(f"{where}: head_dim {config.head_dim} is odd; rotary needs pairs")

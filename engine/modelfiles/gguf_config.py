@@ -133,7 +133,7 @@ def find_llama3_scaling(
     Raises:
         ModelFileError: none does.
     """
-    if factors.shape == (head_dim // 2,) and np.isfinite(factors).all():
+    if factors.shape == (head_dim // 2,) and bool(((factors >= 1.0) & (factors < np.inf)).all()):
         if (factors == 1.0).all():
             return RopeScaling()
         factor = round(float(factors.max()), 4)

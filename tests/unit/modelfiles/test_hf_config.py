@@ -206,6 +206,7 @@ def test_sizes_must_be_there_and_positive(field: str, value: Any) -> None:
     ("changes", "problem"),
     [
         ({"num_key_value_heads": 3}, "3 key-value heads"),
+        ({"num_hidden_layers": 2**31}, "2147483648 layers"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"hidden_size": 65}, "hidden_size: 65 is not a multiple of 4 heads"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
