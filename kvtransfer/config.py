@@ -1,0 +1,48 @@
+"""Options of KV transfer, for both ends of the road."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pdserve.config import Option
+from pdserve.types import KVLayout
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TransferConfig:
+    max_frame_bytes: Annotated[
+        int, Option("most KV in one frame; one block if that is larger", unit="bytes", low=1)
+    ] = 4 * MIB
+    credit_bytes: Annotated[
+        int,
+        Option("KV a holder may have on its way to one reader; one block at least", unit="bytes",
+               low=1),
+    ] = 32 * MIB  # fmt: skip
+    intake_bytes_per_step: Annotated[
+        int, Option("KV taken in between two decode steps while sequences run", unit="bytes", low=1)
+    ] = 8 * MIB
+    open_timeout_s: Annotated[
+        float,
+        Option("wait for a connection, for a peer's first message, and of a reader for a ticket "
+               "that is not offered yet", unit="s", low=0),
+    ] = 10.0  # fmt: skip
+    ready_timeout_s: Annotated[
+        float,
+        Option("wait of a reader for its first answer; above open_timeout_s", unit="s", low=0),
+    ] = 15.0
+    send_timeout_s: Annotated[
+        float, Option("a peer that takes no bytes for so long is cut", unit="s", low=0)
+    ] = 30.0
+    farewell_timeout_s: Annotated[
+        float, Option("wait for a peer to end the stream after the last message", unit="s", low=0)
+    ] = 2.0
+
+    def max_payload_bytes(self, layout: KVLayout) -> int:
+        return max(self.max_frame_bytes, layout.block_bytes)
+
+    def max_message_bytes(self, layout: KVLayout) -> int:
+        """Limit of one message, for transports: the largest payload and 1 MiB for its header."""
+        return self.max_payload_bytes(layout) + MIB

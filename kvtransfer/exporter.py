@@ -1,0 +1,110 @@
+"""The holder's end of the road: KV of this worker, offered by ticket, read by decode workers.
+
+    export = exporter.offer(ticket, lease, num_tokens)
+    await export.wait_opened()                      # then compute
+    export.advance(256); ...; export.commit(first)  # frames leave as blocks are computed
+    await export.outcome()                          # then release the lease
+
+``serve`` is the handler of every listener (kvtransfer/transports). Knows nothing of requests,
+steps or tokens' meaning. Not covered: memory on a device (needs copying to the host first).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kvtransfer.codec import decode
+from kvtransfer.config import TransferConfig
+from kvtransfer.export import Export, ExportOutcome
+from kvtransfer.holder_session import HolderSession
+from kvtransfer.messages import Open
+from kvtransfer.store import BlockBuffers, Lease
+from kvtransfer.ticket_book import TicketBook
+from kvtransfer.transports.base import Connection
+from pdserve.clock import Clock
+from pdserve.errors import PdserveError, ProtocolError, TicketUnknown
+from pdserve.types import TransferTicket
+
+__all__ = ["Export", "ExportOutcome", "Exporter"]
+
+_log = logging.getLogger(__name__)
+
+
+class Exporter:
+    """All tickets of one worker."""
+
+    def __init__(self, buffers: BlockBuffers, clock: Clock, config: TransferConfig) -> None:
+        self._buffers = buffers
+        self._clock = clock
+        self._config = config
+        self._book = TicketBook(buffers.layout)
+        self._num_connections = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self.num_failed_reads = 0
+
+    @property
+    def num_exports(self) -> int:
+        """Tickets that have not ended."""
+        return len(self._book.exports)
+
+    @property
+    def exported_tokens(self) -> int:
+        return sum(export.num_tokens for export in self._book.exports)
+
+    @property
+    def num_connections(self) -> int:
+        return self._num_connections
+
+    def offer(self, ticket: TransferTicket, lease: Lease, num_tokens: int) -> Export:
+        """Let readers with this ticket have the KV of ``num_tokens`` tokens in ``lease``.
+
+        The ticket's time runs from now. The lease stays the caller's, who releases it when the
+        export has ended; before that only together with ``Export.close``.
+        """
+        assert not self._closed, "offer after close"
+        assert lease.num_blocks >= self._buffers.layout.num_blocks(num_tokens), "lease too small"
+        export = Export(ticket, lease, num_tokens, self._clock, self._book.changed)
+        self._book.enter(export)
+        return export
+
+    async def serve(self, connection: Connection) -> None:
+        """Serve one reader until its stream ends. A reader's faults are logged, not raised."""
+        self._num_connections += 1
+        self._idle.clear()
+        try:
+            await self._serve(connection)
+        except PdserveError as error:
+            self.num_failed_reads += 1
+            _log.info("kv_read_failed peer=%s code=%s error=%s", connection.peer, error.code, error)
+        finally:
+            self._num_connections -= 1
+            if not self._num_connections:
+                self._idle.set()
+            await connection.close()
+
+    async def close(self) -> None:
+        """End every export and tell its reader. Readers that do not go are left to the listener."""
+        self._closed = True
+        for export in self._book.exports:
+            export.close(TicketUnknown.code, "the worker stops")
+        try:
+            async with asyncio.timeout(self._config.farewell_timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("kv_readers_left num=%d", self._num_connections)
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(self._config.open_timeout_s):
+                opening = decode(await connection.receive())
+        except TimeoutError:
+            raise ProtocolError("connected and said nothing") from None
+        if not isinstance(opening, Open):
+            raise ProtocolError(f"{type(opening).__name__} instead of Open")
+        if self._closed:
+            return
+        session = HolderSession(connection, opening, self._book, self._buffers, self._config)
+        await session.run()

@@ -1,0 +1,259 @@
+"""One reader's connection as the holder sees it (docs/protocol.md section 5, holder's table).
+
+Two tasks: one receives what the reader says and notes it, the other sends what can be sent; the
+second sleeps on one event that everything wakes. Frames are copied out of the blocks when they are
+sent, and the lease is pinned just for the copy, so an ended export frees its blocks at once even
+if a reader is slow. Does not decide who gets a ticket (ticket_book.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kvtransfer.codec import decode, encode
+from kvtransfer.config import TransferConfig
+from kvtransfer.digest import ReadDigest, payload_checksum
+from kvtransfer.export import Export
+from kvtransfer.messages import (
+    Accept,
+    Ack,
+    Commit,
+    Credit,
+    Finished,
+    FirstTokenInfo,
+    Frame,
+    KvMessage,
+    Nack,
+    Open,
+    Ready,
+    Refused,
+    transfer_error,
+)
+from kvtransfer.store import BlockBuffers
+from kvtransfer.ticket_book import TicketBook
+from kvtransfer.transports.base import Connection
+from pdserve.errors import (
+    FrameCorrupt,
+    PdserveError,
+    PeerSilent,
+    PeerUnreachable,
+    ProtocolError,
+    TicketUnknown,
+)
+from pdserve.types import KVLayout
+
+_log = logging.getLogger(__name__)
+
+
+class HolderSession:
+    """Serves one reader from its Open to the end of its stream. ``run`` once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        opening: Open,
+        book: TicketBook,
+        buffers: BlockBuffers,
+        config: TransferConfig,
+    ) -> None:
+        self._connection = connection
+        self._opening = opening
+        self._book = book
+        self._buffers = buffers
+        self._config = config
+        self._wake = asyncio.Event()
+        self._export: Export | None = None
+        self._position: int | None = None  # next token to send; None before Accept
+        self._credit_bytes = 0
+        self._seq = 0
+        self._digest = ReadDigest()
+        self._commit_sent = False
+        self._over = False
+        self._farewell: Refused | Finished | None = None
+        self._failure: PdserveError | None = None
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def cut(self, farewell: Refused | Finished) -> None:
+        """Send this as the last message and end."""
+        self._farewell = farewell
+        self._end()
+
+    async def run(self) -> None:
+        """Raises PdserveError if the reader failed; the export is held then."""
+        receiving = asyncio.create_task(self._receive_all())
+        try:
+            await self._serve()
+        except PdserveError as error:
+            self._failure = self._failure or error
+        finally:
+            if self._export is not None:
+                gone = self._failure or PeerUnreachable("the reader is gone")
+                self._export.detach(self, gone)
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+
+    # --- what is sent -------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        export = await self._find_export()
+        if export is not None:
+            export.attach(self)
+            self._export = export
+            await self._send(Ready(export.num_tokens))
+            while not self._over:
+                data = self._next_data(export)
+                if data is not None:
+                    await self._send_data(data)
+                else:
+                    await self._woken()
+        if self._farewell is not None:
+            await self._send(self._farewell)
+
+    async def _find_export(self) -> Export | None:
+        """The export this reader may read; None after setting what it is told instead."""
+        ticket_id = self._opening.ticket_id
+        self._book.watch(ticket_id, self)
+        try:
+            async with asyncio.timeout(self._config.open_timeout_s):
+                while not self._over:
+                    found = self._book.find(self._opening)
+                    if isinstance(found, Export):
+                        return found
+                    if found is not None:
+                        self.cut(found)
+                    else:
+                        await self._woken()
+        except TimeoutError:
+            self.cut(Refused(TicketUnknown.code, f"ticket {ticket_id} was not offered here"))
+        finally:
+            self._book.unwatch(ticket_id, self)
+        return None
+
+    async def _woken(self) -> None:
+        self._wake.clear()
+        if not self._over:
+            await self._wake.wait()
+
+    def _next_data(self, export: Export) -> bytes | None:
+        """The next Frame or Commit, copied out of the blocks; None: nothing to send now."""
+        if self._position is None or self._commit_sent:
+            return None
+        if self._position == export.num_tokens:
+            return self._commit(export, export.first_token)
+        layout = self._buffers.layout
+        end = _end_of_frame(
+            self._position, export, layout, self._config.max_frame_bytes, self._credit_bytes
+        )
+        if end <= self._position:
+            return None
+        export.lease.pin()
+        try:
+            return encode(self._frame(export, self._position, end))
+        finally:
+            export.lease.unpin()
+
+    def _commit(self, export: Export, first_token: FirstTokenInfo | None) -> bytes | None:
+        if first_token is None:
+            return None
+        self._commit_sent = True
+        commit = Commit(
+            ticket_id=export.ticket.ticket_id,
+            epoch=export.ticket.epoch,
+            num_frames=self._digest.num_frames,
+            num_tokens=export.num_tokens,
+            digest=self._digest.value(export.num_tokens),
+            first_token=first_token,
+        )
+        return encode(commit)
+
+    def _frame(self, export: Export, start: int, end: int) -> Frame:
+        layout = self._buffers.layout
+        blocks = range(start // layout.block_size, layout.num_blocks(end))
+        pieces = tuple(self._buffers.view(export.lease.block_at(index)) for index in blocks)
+        frame = Frame(
+            ticket_id=export.ticket.ticket_id,
+            epoch=export.ticket.epoch,
+            seq=self._seq,
+            first_token=start,
+            num_tokens=end - start,
+            first_layer=0,
+            num_layers=layout.num_layers,
+            first_head=layout.first_kv_head,
+            num_heads=layout.num_kv_heads,
+            dtype=layout.dtype,
+            xxh3=payload_checksum(pieces),
+            pieces=pieces,
+        )
+        self._position = end
+        self._seq += 1
+        self._credit_bytes -= frame.payload_len
+        self._digest.add(frame.xxh3)
+        export.bytes_sent += frame.payload_len
+        return frame
+
+    async def _send(self, message: KvMessage) -> None:
+        await self._send_data(encode(message))
+
+    async def _send_data(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._config.send_timeout_s):
+                await self._connection.send(data)
+        except TimeoutError:
+            raise PeerSilent(f"reader took nothing for {self._config.send_timeout_s:g} s") from None
+
+    # --- what is received ---------------------------------------------------------------------
+
+    async def _receive_all(self) -> None:
+        try:
+            while not self._over:
+                self._note(decode(await self._connection.receive()))
+        except PdserveError as error:
+            self._end(error)
+
+    def _note(self, message: KvMessage) -> None:
+        match message:
+            case Accept() if self._export is not None and self._position is None:
+                self._start_sending(message, self._export)
+            case Credit() if self._position is not None:
+                self._credit_bytes += message.num_bytes
+            case Ack() if self._commit_sent and self._export is not None:
+                self._export.acknowledge(self)
+                self._end()
+            case Nack():
+                self._end(transfer_error(message.code, message.detail))
+            case _:
+                self._end(ProtocolError(f"{type(message).__name__} out of order"))
+        self._wake.set()
+
+    def _start_sending(self, accept: Accept, export: Export) -> None:
+        layout = self._buffers.layout
+        if accept.credit_bytes < layout.block_bytes:
+            self._end(ProtocolError(f"credit_bytes {accept.credit_bytes} is less than one block"))
+        elif accept.from_token % layout.block_size or accept.from_token > export.num_tokens:
+            self._end(FrameCorrupt(f"from_token {accept.from_token} is no block boundary"))
+        else:
+            self._position = accept.from_token
+            self._credit_bytes = accept.credit_bytes
+
+    def _end(self, failure: PdserveError | None = None) -> None:
+        if not self._over:
+            self._over = True
+            self._failure = failure
+        self._wake.set()
+
+
+def _end_of_frame(
+    start: int, export: Export, layout: KVLayout, max_frame_bytes: int, credit_bytes: int
+) -> int:
+    """Token at which a frame from ``start`` ends; at most ``start`` if none can be sent now."""
+    fit_blocks = max(1, max_frame_bytes // layout.block_bytes)
+    num_blocks = min(fit_blocks, credit_bytes // layout.block_bytes)
+    computed = export.num_computed
+    if computed < export.num_tokens:
+        computed -= computed % layout.block_size
+    return min(computed, start + num_blocks * layout.block_size)

@@ -1,0 +1,145 @@
+"""The reader's end of the road: redeem a ticket, get verified KV in own blocks.
+
+Knows neither requests nor the pool: room comes from the caller, who alone decides who gets blocks.
+Never retries. Not covered: reading only what is missing (a prefix already in own blocks).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from kvtransfer.codec import encode
+from kvtransfer.config import TransferConfig
+from kvtransfer.intake import IntakeBudget
+from kvtransfer.messages import Ack, FinishedAtPrefill, Nack, Open
+from kvtransfer.reader_session import ImportedKv, MakeRoom, ReaderSession
+from kvtransfer.store import BlockBuffers
+from kvtransfer.transports.base import Connection, Dialer
+from pdserve.clock import Clock
+from pdserve.errors import PeerUnreachable, TransferError
+from pdserve.types import Endpoint, TransferTicket, WorkerId
+
+__all__ = ["FinishedAtPrefill", "ImportedKv", "Importer", "MakeRoom"]
+
+_log = logging.getLogger(__name__)
+
+
+class Importer:
+    """Redeems tickets for one worker. ``dialers``: by transport name; they stay the caller's."""
+
+    def __init__(
+        self,
+        buffers: BlockBuffers,
+        clock: Clock,
+        config: TransferConfig,
+        worker_id: WorkerId,
+        incarnation: str,
+        dialers: Mapping[str, Dialer],
+    ) -> None:
+        self._buffers = buffers
+        self._clock = clock
+        self._config = config
+        self._worker_id = worker_id
+        self._incarnation = incarnation
+        self._dialers = dict(dialers)
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    async def redeem(
+        self, ticket: TransferTicket, make_room: MakeRoom, intake: IntakeBudget
+    ) -> ImportedKv:
+        """Read the KV of a ticket within ``ticket.expires_in_s``.
+
+        ``make_room(num_tokens)`` is awaited once the holder is ready; it may wait, and is cancelled
+        when the read ends before it returns. On success the lease is the caller's; on any failure
+        and on cancellation it has been released and the connection is closed.
+
+        Raises:
+            TransferError: a leaf: FrameCorrupt, LayoutMismatch, PeerSilent, PeerUnreachable,
+                StaleEpoch, TicketExpired, TicketUnknown (the decode worker reports KvFailed).
+            FinishedAtPrefill: the first token was the last one; there is nothing to take over.
+        """
+        scope = asyncio.timeout(ticket.expires_in_s)
+        reader: ReaderSession | None = None
+        try:
+            async with scope:
+                endpoint, connection = await self._dial(ticket)
+                reader = ReaderSession(connection, ticket, self._buffers, self._config, self._clock)
+                return await self._read(reader, connection, ticket, make_room, intake, endpoint)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            if reader is None:
+                raise PeerUnreachable(f"not connected in {ticket.expires_in_s:g} s") from None
+            raise reader.deadline_error() from None
+
+    async def close(self) -> None:
+        """Wait for holders to take the last word of reads that are over (bounded)."""
+        if self._farewells:
+            await asyncio.wait(set(self._farewells))
+
+    async def _read(
+        self,
+        reader: ReaderSession,
+        connection: Connection,
+        ticket: TransferTicket,
+        make_room: MakeRoom,
+        intake: IntakeBudget,
+        endpoint: Endpoint,
+    ) -> ImportedKv:
+        opening = Open(
+            ticket.ticket_id, ticket.epoch, self._worker_id, self._incarnation, self._buffers.layout
+        )
+        last_word: Ack | Nack | None = None
+        try:
+            imported = await reader.run(opening, make_room, intake, endpoint.transport)
+            last_word = Ack()
+            return imported
+        except TransferError as error:
+            last_word = Nack(error.code, str(error)[:1000])
+            raise
+        finally:
+            if not isinstance(last_word, Ack):
+                reader.abandon()
+            if last_word is None:
+                await connection.close()
+            else:
+                self._part(connection, last_word)
+
+    async def _dial(self, ticket: TransferTicket) -> tuple[Endpoint, Connection]:
+        for endpoint in ticket.endpoints:
+            if endpoint.transport in self._dialers:
+                break
+        else:
+            offered = ", ".join(endpoint.transport for endpoint in ticket.endpoints) or "nothing"
+            ours = ", ".join(self._dialers) or "nothing"
+            raise PeerUnreachable(f"no common transport: holder has {offered}, reader has {ours}")
+        timeout_s = self._config.open_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return endpoint, await self._dialers[endpoint.transport].dial(endpoint.address)
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"{endpoint.transport} {endpoint.address}: no connection in {timeout_s:g} s"
+            ) from None
+
+    def _part(self, connection: Connection, last_word: Ack | Nack) -> None:
+        """Say the last word beside the caller's way: decoding need not wait for it."""
+        task = asyncio.create_task(self._farewell(connection, last_word))
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def _farewell(self, connection: Connection, last_word: Ack | Nack) -> None:
+        """Send it and wait for the holder to end the stream: closing first could overtake it."""
+        try:
+            async with asyncio.timeout(self._config.farewell_timeout_s):
+                await connection.send(encode(last_word))
+                while True:
+                    await connection.receive()
+        except PeerUnreachable:
+            pass
+        except TimeoutError:
+            _log.info("kv_holder_lingers peer=%s", connection.peer)
+        finally:
+            await connection.close()

@@ -1,0 +1,270 @@
+"""One redemption as the reader sees it (docs/protocol.md section 5).
+
+    Open -> Ready -> room for all blocks -> Accept -> Frame ... -> Commit -> verified
+
+Every frame is copied into the reader's own blocks and checked on that copy, so what was verified
+is what will be used. Ends in ``ImportedKv`` or an error; the Ack or Nack is the importer's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from kvtransfer.codec import decode, encode
+from kvtransfer.config import TransferConfig
+from kvtransfer.digest import ReadDigest, payload_checksum
+from kvtransfer.intake import IntakeBudget
+from kvtransfer.messages import (
+    Accept,
+    Commit,
+    Credit,
+    Finished,
+    FinishedAtPrefill,
+    FirstTokenInfo,
+    Frame,
+    KvMessage,
+    Open,
+    Ready,
+    Refused,
+    transfer_error,
+)
+from kvtransfer.store import BlockBuffers, Lease
+from kvtransfer.transports.base import Connection
+from pdserve.clock import Clock
+from pdserve.errors import (
+    FrameCorrupt,
+    PeerSilent,
+    PeerUnreachable,
+    TicketExpired,
+    TransferError,
+    UnknownMessage,
+)
+from pdserve.types import KvTiming, TransferTicket
+
+MakeRoom = Callable[[int], Awaitable[Lease]]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedKv:
+    """Verified KV in the reader's own blocks. The lease is the caller's from here on."""
+
+    lease: Lease
+    num_tokens: int
+    first_token: FirstTokenInfo
+    timing: KvTiming
+
+
+class ReaderSession:
+    """Reads the KV of one ticket over one connection: ``run`` once, ``abandon`` if it raised."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        ticket: TransferTicket,
+        buffers: BlockBuffers,
+        config: TransferConfig,
+        clock: Clock,
+    ) -> None:
+        self._connection = connection
+        self._ticket = ticket
+        self._buffers = buffers
+        self._config = config
+        self._clock = clock
+        self._lease: Lease | None = None
+        self._receiving: asyncio.Task[bytes] | None = None
+        self._position = 0  # tokens received, from the start
+        self._credit_bytes = 0  # what the holder may still send
+        self._num_bytes = 0
+        self._digest = ReadDigest()
+        self._first_frame_s: float | None = None
+        self._waits_for_peer = True
+
+    async def run(
+        self, opening: Open, make_room: MakeRoom, intake: IntakeBudget, transport: str
+    ) -> ImportedKv:
+        """Raises a TransferError, FinishedAtPrefill, or whatever ``make_room`` raises."""
+        try:
+            await self._open(opening)
+            lease = await self._take_room(make_room)
+            await self._accept()
+            commit = await self._receive_frames(lease, intake)
+        finally:
+            if self._receiving is not None:
+                self._receiving.cancel()
+                await asyncio.gather(self._receiving, return_exceptions=True)
+        return ImportedKv(
+            lease, self._ticket.num_tokens, commit.first_token, self._timing(transport)
+        )
+
+    def abandon(self) -> None:
+        """Give back the blocks after a failure."""
+        if self._lease is not None:
+            self._lease.release()
+
+    def deadline_error(self) -> TransferError:
+        """What to call it when the ticket's time is up now."""
+        limit = f"{self._ticket.expires_in_s:g} s"
+        if self._waits_for_peer:
+            return PeerSilent(f"{self._position} of {self._ticket.num_tokens} tokens after {limit}")
+        return TicketExpired(f"no room for the KV within {limit}")
+
+    async def _open(self, opening: Open) -> None:
+        timeout_s = self._config.ready_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._send(opening)
+                message = await self._receive()
+        except TimeoutError:
+            raise PeerSilent(f"no answer to Open within {timeout_s:g} s") from None
+        if not isinstance(message, Ready):
+            raise _unexpected(message, "Ready")
+        if message.num_tokens != self._ticket.num_tokens:
+            raise FrameCorrupt(
+                f"holder has {message.num_tokens} tokens, the ticket {self._ticket.num_tokens}"
+            )
+
+    async def _take_room(self, make_room: MakeRoom) -> Lease:
+        """Wait for blocks, listening to the holder meanwhile: it may refuse or finish."""
+        self._waits_for_peer = False
+        self._receiving = asyncio.create_task(self._connection.receive())
+        room = asyncio.ensure_future(make_room(self._ticket.num_tokens))
+        try:
+            await asyncio.wait({room, self._receiving}, return_when=asyncio.FIRST_COMPLETED)
+            if not room.done():
+                raise _unexpected(await self._receive(), "nothing before Accept")
+            self._lease = room.result()
+        finally:
+            if self._lease is None:
+                room.add_done_callback(_give_back)
+                room.cancel()
+                await asyncio.wait({room})
+        self._waits_for_peer = True
+        wanted = self._buffers.layout.num_blocks(self._ticket.num_tokens)
+        assert self._lease.num_blocks >= wanted, "make_room gave too few blocks"
+        return self._lease
+
+    async def _accept(self) -> None:
+        self._credit_bytes = max(self._config.credit_bytes, self._buffers.layout.block_bytes)
+        await self._send(Accept(0, self._credit_bytes))
+
+    async def _receive_frames(self, lease: Lease, intake: IntakeBudget) -> Commit:
+        while True:
+            message = await self._receive()
+            match message:
+                case Frame():
+                    await self._take_frame(message, lease, intake)
+                case Commit():
+                    self._verify(message)
+                    return message
+                case _:
+                    raise _unexpected(message, "Frame or Commit")
+
+    async def _take_frame(self, frame: Frame, lease: Lease, intake: IntakeBudget) -> None:
+        if self._first_frame_s is None:
+            self._first_frame_s = self._clock.now()
+        self._check(frame)
+        self._waits_for_peer = False
+        await intake.take(frame.payload_len)
+        self._waits_for_peer = True
+        self._place(frame, lease)
+        self._digest.add(frame.xxh3)
+        self._position += frame.num_tokens
+        self._num_bytes += frame.payload_len
+        if self._position < self._ticket.num_tokens:
+            await self._send(Credit(frame.payload_len))
+            self._credit_bytes += frame.payload_len
+
+    def _check(self, frame: Frame) -> None:
+        """Everything but the checksum. Raises FrameCorrupt naming the field."""
+        layout, ticket = self._buffers.layout, self._ticket
+        expected = {
+            "ticket_id": ticket.ticket_id,
+            "epoch": ticket.epoch,
+            "seq": self._digest.num_frames,
+            "first_token": self._position,
+            "first_layer": 0,
+            "num_layers": layout.num_layers,
+            "first_head": layout.first_kv_head,
+            "num_heads": layout.num_kv_heads,
+            "dtype": layout.dtype,
+        }
+        for name, value in expected.items():
+            if getattr(frame, name) != value:
+                raise FrameCorrupt(f"frame {name} is {getattr(frame, name)!r}, not {value!r}")
+        end = self._position + frame.num_tokens
+        inside = self._position < end <= ticket.num_tokens
+        if not inside or (end % layout.block_size and end != ticket.num_tokens):
+            raise FrameCorrupt(f"frame num_tokens {frame.num_tokens} at {self._position}")
+        payload_len = layout.num_blocks(frame.num_tokens) * layout.block_bytes
+        if frame.payload_len != payload_len:
+            raise FrameCorrupt(f"frame payload is {frame.payload_len} bytes, not {payload_len}")
+        limit = min(self._config.max_payload_bytes(layout), self._credit_bytes)
+        if payload_len > limit:
+            raise FrameCorrupt(f"frame payload is {payload_len} bytes, limit or credit is {limit}")
+        self._credit_bytes -= payload_len
+
+    def _place(self, frame: Frame, lease: Lease) -> None:
+        layout = self._buffers.layout
+        (payload,) = frame.pieces
+        first_block = self._position // layout.block_size
+        own: list[memoryview] = []
+        for offset in range(0, payload.nbytes, layout.block_bytes):
+            block = self._buffers.view(lease.block_at(first_block + offset // layout.block_bytes))
+            block[:] = payload[offset : offset + layout.block_bytes]
+            own.append(block)
+        if payload_checksum(own) != frame.xxh3:
+            raise FrameCorrupt(f"frame {frame.seq}: checksum differs")
+
+    def _verify(self, commit: Commit) -> None:
+        ticket = self._ticket
+        expected = {
+            "ticket_id": ticket.ticket_id,
+            "epoch": ticket.epoch,
+            "num_frames": self._digest.num_frames,
+            "num_tokens": ticket.num_tokens,
+            "digest": self._digest.value(ticket.num_tokens),
+        }
+        for name, value in expected.items():
+            if getattr(commit, name) != value:
+                raise FrameCorrupt(f"commit {name} is {getattr(commit, name)!r}, not {value!r}")
+        if self._position != ticket.num_tokens:
+            raise FrameCorrupt(f"commit after {self._position} of {ticket.num_tokens} tokens")
+
+    def _timing(self, transport: str) -> KvTiming:
+        now = self._clock.now()
+        started_s = now if self._first_frame_s is None else self._first_frame_s
+        return KvTiming(transport, self._ticket.num_tokens, self._num_bytes, now - started_s)
+
+    async def _send(self, message: KvMessage) -> None:
+        try:
+            await self._connection.send(encode(message))
+        except PeerUnreachable:
+            # The holder may have said why before it ended the stream: let the next receive tell.
+            if isinstance(message, Open):
+                raise
+
+    async def _receive(self) -> KvMessage:
+        receiving, self._receiving = self._receiving, None
+        data = await (receiving if receiving is not None else self._connection.receive())
+        try:
+            return decode(data)
+        except UnknownMessage as error:
+            raise FrameCorrupt(str(error)) from error
+
+
+def _unexpected(message: KvMessage, wanted: str) -> TransferError | FinishedAtPrefill:
+    """The end the holder put to the read, or its mistake."""
+    match message:
+        case Refused():
+            return transfer_error(message.code, message.detail)
+        case Finished():
+            return FinishedAtPrefill()
+        case _:
+            return FrameCorrupt(f"{type(message).__name__} came, {wanted} expected")
+
+
+def _give_back(room: asyncio.Future[Lease]) -> None:
+    if not room.cancelled() and room.exception() is None:
+        room.result().release()

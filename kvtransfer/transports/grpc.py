@@ -1,0 +1,205 @@
+"""KV reads over gRPC: the bidirectional stream ``pdserve.v1.KvTransferService.Read``.
+
+Messages pass through unserialised (proto/pdserve/v1/kv_transfer_service.proto says what they are).
+The one place that knows gRPC's errors on this road: all become PeerUnreachable. One channel an
+address, shared by its reads. Not covered: TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from kvtransfer.config import MIB
+from kvtransfer.transports.base import Handler
+from pdserve.errors import ConfigError, PeerUnreachable
+from pdserve.rpc.channel import open_channel, server_options
+from pdserve.types import Endpoint
+
+TRANSPORT = "grpc"
+SERVICE = "pdserve.v1.KvTransferService"
+METHOD = "Read"
+DEFAULT_MESSAGE_BYTES = 5 * MIB
+_MAX_READER_MESSAGE_BYTES = MIB  # readers send headers only
+
+_log = logging.getLogger(__name__)
+
+
+class GrpcListener:
+    """Serves reads at ``listen`` (host:port, port 0: any free one).
+
+    ``advertise`` (host or host:port) is what the endpoint says instead of the address listened on.
+    """
+
+    def __init__(self, listen: str = "127.0.0.1:0", advertise: str = "") -> None:
+        self._listen = listen
+        self._advertise = advertise
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, handler: Handler) -> Endpoint:
+        """Raises ConfigError if the address cannot be bound."""
+
+        async def read(
+            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+        ) -> None:
+            await handler(GrpcServerConnection(context))
+
+        host = self._listen.rpartition(":")[0]
+        options = {
+            **dict(server_options(_MAX_READER_MESSAGE_BYTES)),
+            "grpc.max_send_message_length": -1,  # the reader's limit decides
+        }
+        server = grpc.aio.server(options=list(options.items()))
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(read)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),)
+        )
+        try:
+            port = server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from error
+        await server.start()
+        self._server = server
+        if host not in ("127.0.0.1", "localhost", "[::1]", ""):
+            _log.warning("kv_listener_beyond_loopback address=%s:%d tls=off", host, port)
+        return Endpoint(TRANSPORT, self._address(host, port))
+
+    async def close(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace=None)
+
+    def _address(self, host: str, port: int) -> str:
+        if not self._advertise:
+            return f"{host}:{port}"
+        if self._advertise.rpartition(":")[2].isdigit() and not self._advertise.endswith("]"):
+            return self._advertise
+        return f"{self._advertise}:{port}"
+
+
+class GrpcDialer:
+    """Dials readers' connections. ``max_message_bytes``: see TransferConfig.max_message_bytes."""
+
+    def __init__(self, max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def dial(self, address: str) -> GrpcClientConnection:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = open_channel(address, self._max_message_bytes)
+            self._channels[address] = channel
+        with _translated(address):
+            connected = await _is_connected(channel)
+        if not connected:
+            # A later dial starts afresh instead of waiting out this channel's back-off.
+            if self._channels.get(address) is channel:
+                del self._channels[address]
+            await channel.close()
+            raise PeerUnreachable(f"grpc {address}: cannot connect")
+        stub: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            f"/{SERVICE}/{METHOD}"
+        )
+        return GrpcClientConnection(address, stub())
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+
+class GrpcClientConnection:
+    """The reader's end. Cancelling a pending read or write cancels the call at once."""
+
+    def __init__(self, address: str, call: Any) -> None:
+        self._address = address
+        self._call = call
+
+    @property
+    def peer(self) -> str:
+        return self._address
+
+    async def send(self, data: bytes) -> None:
+        with _translated(self.peer):
+            await self._call.write(data)
+
+    async def receive(self) -> bytes:
+        with _translated(self.peer):
+            data = await self._call.read()
+        return _message(data, self.peer)
+
+    async def close(self) -> None:
+        self._call.cancel()
+
+
+class GrpcServerConnection:
+    """The holder's end; the stream ends when the handler returns."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._context = context
+        self._closed = False
+
+    @property
+    def peer(self) -> str:
+        return self._context.peer()
+
+    async def send(self, data: bytes) -> None:
+        self._refuse_if_closed()
+        with _translated(self.peer):
+            await self._context.write(data)
+
+    async def receive(self) -> bytes:
+        self._refuse_if_closed()
+        with _translated(self.peer):
+            data = await self._context.read()
+        return _message(data, self.peer)
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise PeerUnreachable(f"grpc {self.peer}: closed")
+
+
+async def _is_connected(channel: grpc.aio.Channel) -> bool:
+    """Wait until the channel is ready or has failed once."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in (
+            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+            grpc.ChannelConnectivity.SHUTDOWN,
+        ):
+            return False
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return True
+
+
+def _message(data: object, peer: str) -> bytes:
+    if not isinstance(data, bytes):  # grpc.aio.EOF
+        raise PeerUnreachable(f"grpc {peer}: stream ended")
+    return data
+
+
+@contextmanager
+def _translated(peer: str) -> Iterator[None]:
+    """gRPC's ways to say that a stream is over, as PeerUnreachable."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise PeerUnreachable(f"grpc {peer}: {error.code().name}: {error.details()}") from error
+    except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+        raise PeerUnreachable(f"grpc {peer}: {error}") from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not this task but the call was cancelled: by close, or by the channel's end.
+        raise PeerUnreachable(f"grpc {peer}: call cancelled") from None

@@ -1,0 +1,196 @@
+"""Two ends of the road in one process: a holder and a reader with memory of their own.
+
+Memory is a bytearray, leases come from the real block pool. ``KvPair`` checks at its end that both
+pools are full, that no export is left and that no task it started is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from engine.block_pool import BlockLease, BlockPool
+from kvtransfer.config import TransferConfig
+from kvtransfer.exporter import Export, Exporter
+from kvtransfer.importer import ImportedKv, Importer
+from kvtransfer.intake import IntakeBudget
+from kvtransfer.messages import FirstTokenInfo
+from kvtransfer.transports.base import Dialer, Handler, Listener
+from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
+from kvtransfer.transports.inproc import InprocNetwork
+from pdserve.clock import MonotonicClock
+from pdserve.types import (
+    Endpoint,
+    KVLayout,
+    TicketId,
+    TokenLogprobs,
+    TransferTicket,
+    WorkerId,
+)
+
+LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=4, block_size=4, dtype="float32")
+FIRST = FirstTokenInfo(3, 77, TokenLogprobs(-0.5, ((77, -0.5), (78, -1.5))))
+NUM_BLOCKS = 64
+
+
+class ByteBuffers:
+    """Satisfies BlockBuffers. Starts filled with noise, so that unwritten bytes show."""
+
+    device = "cpu"
+
+    def __init__(self, layout: KVLayout, num_blocks: int, seed: int) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self._memory = memoryview(bytearray(random.Random(seed).randbytes(self.num_bytes)))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.layout.block_bytes
+
+    def view(self, block_id: int) -> memoryview:
+        size = self.layout.block_bytes
+        return self._memory[block_id * size : (block_id + 1) * size]
+
+    def contents(self, lease: BlockLease) -> list[bytes]:
+        return [bytes(self.view(block_id)) for block_id in lease.block_ids]
+
+
+@dataclass
+class KvPair:
+    """Holder and reader. ``endpoint`` is where the holder's listener is."""
+
+    config: TransferConfig
+    endpoint: Endpoint
+    exporter: Exporter
+    importer: Importer
+    source: ByteBuffers
+    target: ByteBuffers
+    holder_pool: BlockPool
+    reader_pool: BlockPool
+    intake: IntakeBudget
+    num_tickets: int = 0
+    leases: list[BlockLease] = field(default_factory=list)
+
+    def ticket(self, num_tokens: int, **changes: object) -> TransferTicket:
+        self.num_tickets += 1
+        ticket = TransferTicket(
+            ticket_id=TicketId(f"ticket-{self.num_tickets}"),
+            epoch=1,
+            worker_id=WorkerId("prefill-1"),
+            incarnation="a",
+            endpoints=(self.endpoint,),
+            layout=self.source.layout,
+            num_tokens=num_tokens,
+            expires_in_s=60.0,
+        )
+        return replace(ticket, **changes)  # type: ignore[arg-type]
+
+    def offer(self, ticket: TransferTicket) -> Export:
+        lease = self.holder_pool.lease(self.source.layout.num_blocks(ticket.num_tokens))
+        assert lease is not None
+        self.leases.append(lease)
+        return self.exporter.offer(ticket, lease, ticket.num_tokens)
+
+    def offer_computed(self, ticket: TransferTicket) -> Export:
+        export = self.offer(ticket)
+        export.advance(ticket.num_tokens)
+        export.commit(FIRST)
+        return export
+
+    async def make_room(self, num_tokens: int) -> BlockLease:
+        lease = self.reader_pool.lease(self.target.layout.num_blocks(num_tokens))
+        assert lease is not None
+        return lease
+
+    def redeem(
+        self,
+        ticket: TransferTicket,
+        make_room: Callable[[int], Awaitable[BlockLease]] | None = None,
+    ) -> asyncio.Task[ImportedKv]:
+        return asyncio.create_task(
+            self.importer.redeem(ticket, make_room or self.make_room, self.intake)
+        )
+
+    def take(self, imported: ImportedKv, export: Export) -> None:
+        """Check that what was imported is what is held, and give it back."""
+        lease = imported.lease
+        assert isinstance(lease, BlockLease)
+        assert isinstance(export.lease, BlockLease)
+        assert self.target.contents(lease) == self.source.contents(export.lease)
+        assert imported.first_token == FIRST
+        assert imported.num_tokens == export.num_tokens
+        lease.release()
+
+    def release_holder(self) -> None:
+        while self.leases:
+            self.leases.pop().release()
+
+
+class Carrier:
+    """A listener and a dialer of one transport; tests wrap them to interfere."""
+
+    def __init__(self, listener: Listener, dialer: Dialer) -> None:
+        self.listener = listener
+        self.dialer = dialer
+
+
+def make_carrier(transport: str) -> Carrier:
+    if transport == "grpc":
+        return Carrier(GrpcListener(), GrpcDialer())
+    network = InprocNetwork()
+    return Carrier(network.listener(), network.dialer())
+
+
+@asynccontextmanager
+async def kv_pair(
+    transport: str = "inproc",
+    *,
+    config: TransferConfig | None = None,
+    layout: KVLayout = LAYOUT,
+    reader_layout: KVLayout | None = None,
+    num_blocks: int = NUM_BLOCKS,
+    wrap: Callable[[Carrier], None] | None = None,
+    wrap_handler: Callable[[Handler], Handler] = lambda handler: handler,
+) -> AsyncIterator[KvPair]:
+    """Both ends, connected; at the end everything is closed and nothing may be left."""
+    before = asyncio.all_tasks()
+    config = config or TransferConfig(max_frame_bytes=3 * layout.block_bytes)
+    carrier = make_carrier(transport)
+    if wrap is not None:
+        wrap(carrier)
+    clock = MonotonicClock()
+    source = ByteBuffers(layout, num_blocks, seed=1)
+    target = ByteBuffers(reader_layout or layout, num_blocks, seed=2)
+    exporter = Exporter(source, clock, config)
+    endpoint = await carrier.listener.start(wrap_handler(exporter.serve))
+    importer = Importer(
+        target, clock, config, WorkerId("decode-1"), "b", {endpoint.transport: carrier.dialer}
+    )
+    pair = KvPair(
+        config, endpoint, exporter, importer, source, target,
+        BlockPool(num_blocks), BlockPool(num_blocks), IntakeBudget(1 << 30),
+    )  # fmt: skip
+    try:
+        yield pair
+    finally:
+        pair.release_holder()
+        await importer.close()
+        await exporter.close()
+        await carrier.dialer.close()
+        await carrier.listener.close()
+    await settle()
+    assert pair.holder_pool.num_free == num_blocks, "holder's blocks leaked"
+    assert pair.reader_pool.num_free == num_blocks, "reader's blocks leaked"
+    assert exporter.num_exports == 0
+    assert exporter.num_connections == 0
+    left = {task for task in asyncio.all_tasks() - before if "grpc" not in repr(task)}
+    assert not left, f"tasks left: {left}"
+
+
+async def settle() -> None:
+    """Let everything that is ready run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
