@@ -30,11 +30,6 @@ class DecodeConfig:
             low=0,
         ),
     ] = 0
-    intake_mib_per_step: Annotated[
-        float,
-        Option("KV taken in during one decode step, so that running streams keep their pace",
-               unit="MiB", low=0.01),
-    ] = 16.0  # fmt: skip
     parking: Annotated[
         str,
         Option(

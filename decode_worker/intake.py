@@ -15,11 +15,12 @@ from decode_worker.leg import DecodeLeg, LegState
 from decode_worker.room import ArrivalRoom
 from engine.block_pool import BlockLease
 from engine.sequence import Sequence
-from kvtransfer.importer import FinishedAtPrefill, ImportedKv, Importer
+from kvtransfer.importer import ImportedKv, Importer
 from kvtransfer.intake import IntakeBudget
-from pdserve.errors import FrameCorrupt, TransferError
+from kvtransfer.messages import FinishedAtPrefill
+from pdserve.errors import FrameCorrupt, PdserveError, TransferError
 from pdserve.messages import Committed, KvFailed, Tokens
-from pdserve.types import TokenEvent, TransferTicket
+from pdserve.types import KVLayout, TokenEvent, TransferTicket
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class LegOwner(Protocol):
     """What the intake needs of the worker."""
 
     def committed(self, leg: DecodeLeg, sequence: Sequence) -> None: ...
+
+    def fail(self, leg: DecodeLeg, code: str, detail: str) -> None: ...
 
     def end(self, leg: DecodeLeg) -> None: ...
 
@@ -42,8 +45,14 @@ class Intake:
     """All KV reads of one decode worker, under one budget of bytes a step."""
 
     def __init__(
-        self, importer: Importer, room: ArrivalRoom, owner: LegOwner, budget: IntakeBudget
+        self,
+        importer: Importer,
+        layout: KVLayout,
+        room: ArrivalRoom,
+        owner: LegOwner,
+        budget: IntakeBudget,
     ) -> None:
+        self._layout = layout
         self._importer = importer
         self._room = room
         self._owner = owner
@@ -73,7 +82,7 @@ class Intake:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("intake_bug request=%s", leg.request_id, exc_info=error)
-            self._owner.end(leg)
+            self._owner.fail(leg, PdserveError.code, f"intake: {error!r}")
         self._owner.leg_task_done(leg)
 
     async def _run(self, leg: DecodeLeg) -> None:
@@ -84,7 +93,7 @@ class Intake:
         async def make_room(num_tokens: int) -> BlockLease:
             leg.state = LegState.LEASING
             lease = await self._room.lease(
-                self._importer.layout.num_blocks(num_tokens), self._owner.reserve_for_arrivals()
+                self._layout.num_blocks(num_tokens), self._owner.reserve_for_arrivals()
             )
             self._owner.keep_promise(leg)
             leg.state = LegState.RECEIVING

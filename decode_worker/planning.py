@@ -15,6 +15,10 @@ from decode_worker.scheduler import SequenceView, Snapshot, StepDecision, plan_s
 from engine.block_pool import BlockBuffers, BlockPool
 from engine.step import StepRow
 
+# A look that only moves sequences gives no rows: all had to leave at once and the oldest can come
+# back at the second look; if it has to compute its KV again first, the third one sees that.
+MAX_LOOKS = 3
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,9 +46,11 @@ class StepAssembler:
         for leg in owned:
             if leg.state is LegState.COMMITTED:
                 leg.state = LegState.RUNNING
-        rows, parked = self._once(owned)
-        if not rows and parked:  # everybody had to leave at once: the oldest can come back
-            rows, _ = self._once(owned)
+        rows, moved = self._once(owned)
+        looks = 1
+        while not rows and moved and looks < MAX_LOOKS:
+            rows, moved = self._once(owned)
+            looks += 1
         return rows
 
     def _once(self, owned: SequenceOf[DecodeLeg]) -> tuple[list[StepRow], bool]:
@@ -56,7 +62,7 @@ class StepAssembler:
             self._restore(by_order[order])
         for order in decision.grow:
             self._grow(by_order[order])
-        return self._rows(by_order, decision), bool(decision.park)
+        return self._rows(by_order, decision), bool(decision.park or decision.restore)
 
     def _snapshot(self, owned: SequenceOf[DecodeLeg]) -> Snapshot:
         views: dict[LegState, list[SequenceView]] = {

@@ -67,8 +67,8 @@ class DecodeWorker:
         self._empty = asyncio.Event()
         self._empty.set()
         self._room = ArrivalRoom(pool)
-        budget = IntakeBudget(int(config.intake_mib_per_step * 2**20))
-        self._intake = Intake(importer, self._room, self, budget)
+        budget = IntakeBudget(config.transfer.intake_bytes_per_step)
+        self._intake = Intake(importer, runner.layout, self._room, self, budget)
         self._assembler = StepAssembler(
             runner.buffers, pool, chunk_tokens=config.engine.chunk_tokens,
             step_tokens=config.step_tokens, copies=config.parking == "copy",
@@ -130,6 +130,16 @@ class DecodeWorker:
     async def drained(self) -> None:
         await self._empty.wait()
 
+    @property
+    def num_legs(self) -> int:
+        """Legs that still hold something here."""
+        return len(self._legs) + len(self._returning)
+
+    @property
+    def num_parkings(self) -> int:
+        """How often a sequence had to make room, since the start."""
+        return self._assembler.num_parkings
+
     async def close(self) -> None:
         """End every leg and wait until nothing of them is left."""
         self._draining = True
@@ -181,6 +191,9 @@ class DecodeWorker:
         self.loop.wake()
 
     def fail(self, leg: DecodeLeg, code: str, detail: str) -> None:
+        """Report that a leg cannot go on, and end it; does nothing for one that has ended."""
+        if leg.state is LegState.ENDED:
+            return
         leg.sink.emit(Failed(leg.request_id, leg.epoch, leg.kind, code, detail))
         self.end(leg)
 
@@ -275,6 +288,7 @@ class DecodeWorker:
         if leg.started_s is None:
             leg.started_s = timing.started_s
         if result is None:
+            leg.sink.status_changed()
             return
         sequence.append(result.token_id)
         finish = report_tokens(

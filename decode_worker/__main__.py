@@ -1,0 +1,53 @@
+"""``python -m decode_worker``: one decode worker alone in this process; ``--help`` for options.
+
+``pdserve decode`` is the same with a ready line and the launcher's care (cluster/).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from decode_worker.app import DecodeApp
+from decode_worker.config import DecodeConfig
+from engine.build import build_runner, prepare
+from pdserve.app import ProcessConfig, serve_until_stopped, stop_signals
+from pdserve.clock import MonotonicClock
+from pdserve.config import build_config
+from pdserve.errors import PdserveError
+from pdserve.flags import FlagParser
+from pdserve.log import LogConfig, setup_logging
+
+
+async def serve(config: DecodeConfig, grace_s: float) -> None:
+    """Until a signal stops it, every router was left, or one refused it (raises)."""
+    clock = MonotonicClock()
+    model = prepare(config.engine)
+    runner = build_runner(config.engine, model, clock)
+    with stop_signals() as signals:
+        async with DecodeApp(config, model, runner, clock) as app, asyncio.TaskGroup() as tasks:
+            stopped = tasks.create_task(serve_until_stopped(app, signals, grace_s))
+            refused = tasks.create_task(app.wait_refused())
+            await asyncio.wait({stopped, refused}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            refused.cancel()
+    await runner.close()
+
+
+def main() -> None:
+    parser = FlagParser("python -m decode_worker", "KV caches in; tokens out.")
+    for title, cls in (("decode", DecodeConfig), ("process", ProcessConfig), ("log", LogConfig)):
+        parser.add_options(title, cls)
+    try:
+        sources = parser.parse(sys.argv[1:])
+        beside = (DecodeConfig, ProcessConfig, LogConfig)
+        setup_logging(build_config(LogConfig, "decode", sources, beside=beside))
+        process = build_config(ProcessConfig, "decode", sources, beside=beside)
+        config = build_config(DecodeConfig, "decode", sources, beside=beside)
+        asyncio.run(serve(config, process.drain_grace_s))
+    except* PdserveError as errors:
+        sys.exit(f"{errors.exceptions[0]}")
+
+
+if __name__ == "__main__":
+    main()

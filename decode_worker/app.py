@@ -1,0 +1,155 @@
+"""A decode worker as a thing that starts and stops: engine loop, KV reader, sessions.
+
+Entering connects to every router; leaving ends every leg and gives everything back. The runner is
+the caller's: it is handed in loaded and stays open, so that a process may give it another role.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+
+from decode_worker.config import DecodeConfig
+from decode_worker.worker import DecodeWorker
+from engine.block_pool import BlockPool
+from engine.build import max_model_len
+from engine.step import StepRunner
+from kvtransfer.importer import Importer
+from kvtransfer.transports.base import Dialer
+from kvtransfer.transports.grpc import GrpcDialer
+from pdserve.clock import Clock
+from pdserve.links import WorkerLink
+from pdserve.messages import PROTOCOL_VERSION, Hello
+from pdserve.prepared import PreparedModel
+from pdserve.rpc.worker_link import dial_router as dial_router_by_grpc
+from pdserve.types import Role, WorkerId, WorkerLimits
+from pdserve.worker_session import stay_connected
+
+logger = logging.getLogger(__name__)
+
+DialRouter = Callable[[str], Awaitable[WorkerLink]]
+
+
+class DecodeApp:
+    """``async with DecodeApp(...)``: a worker that serves every router of ``config.routers``.
+
+    ``dial_router`` and ``dialers`` (by transport name) default to gRPC.
+    """
+
+    def __init__(
+        self,
+        config: DecodeConfig,
+        model: PreparedModel,
+        runner: StepRunner,
+        clock: Clock,
+        *,
+        dial_router: DialRouter | None = None,
+        dialers: Mapping[str, Dialer] | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._dial_router = dial_router or dial_router_by_grpc
+        self._dialers = dict(dialers) if dialers is not None else None
+        self._runner = runner
+        self.hello = _hello(config, model, runner)
+        self.pool = BlockPool(runner.buffers.num_blocks)
+        self._leave = asyncio.Event()
+        self._sessions: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> DecodeApp:
+        if self._dialers is None:
+            limit = self._config.transfer.max_message_bytes(self._runner.layout)
+            self._dialers = {"grpc": GrpcDialer(limit)}
+        importer = Importer(
+            self._runner.buffers, self._clock, self._config.transfer,
+            self.hello.worker_id, self.hello.incarnation, self._dialers,
+        )  # fmt: skip
+        self.worker = DecodeWorker(
+            self._config, self.hello, self._runner, self.pool, importer, self._clock
+        )
+        self.worker.loop.start()
+        for router in self._config.routers:
+            self._sessions.append(asyncio.create_task(self._serve(router), name=router))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for session in self._sessions:
+            session.cancel()
+        await asyncio.gather(*self._sessions, return_exceptions=True)
+        await self.worker.close()
+        for dialer in (self._dialers or {}).values():
+            await dialer.close()
+
+    async def wait_refused(self) -> None:
+        """Return when every session ended for good (after a drain).
+
+        Raises:
+            IncompatibleWorker: a router refused this worker.
+            Exception: the engine loop broke.
+        """
+        loop_end = asyncio.create_task(self.worker.loop.ended())
+        try:
+            pending: set[asyncio.Task[None]] = set(self._sessions)
+            while pending:
+                done, _ = await asyncio.wait(
+                    pending | {loop_end}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+                pending -= done
+                if loop_end in done:
+                    return
+        finally:
+            loop_end.cancel()
+            await asyncio.gather(loop_end, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """Admit nothing more, let streams finish for ``grace_s``, then leave every router."""
+        self.worker.begin_drain()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.worker.drained()
+        except TimeoutError:
+            logger.warning("drain_grace_over legs=%d", self.worker.num_legs)
+        self._leave.set()
+
+    async def _serve(self, router: str) -> None:
+        await stay_connected(
+            lambda: self._dial_router(router),
+            self.worker,
+            self._clock,
+            leave=self._leave,
+            router=router,
+        )
+
+
+def _hello(config: DecodeConfig, model: PreparedModel, runner: StepRunner) -> Hello:
+    incarnation = uuid.uuid4().hex
+    worker_id = config.worker_id or f"decode-{socket.gethostname()}-{incarnation[:6]}"
+    return Hello(
+        protocol_version=PROTOCOL_VERSION,
+        worker_id=WorkerId(worker_id),
+        incarnation=incarnation,
+        role=Role.DECODE,
+        model_name=config.engine.served_model_name or model.name,
+        model_fingerprint=model.fingerprint,
+        layout=runner.layout,
+        limits=WorkerLimits(
+            max_model_len=max_model_len(config.engine, model),
+            total_blocks=runner.buffers.num_blocks,
+            chunk_tokens=config.engine.chunk_tokens,
+            max_running=config.max_running,
+            vocab_size=runner.vocab_size,
+        ),
+        endpoints=(),
+        device=runner.device,
+    )
