@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 
+from cluster.child import Say
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
 from cluster.spec import ClusterSpec, WorkerSpec
-from cluster.supervisor import Say
 from decode_worker.app import DecodeApp
 from engine.build import build_runner, prepare
 from engine.step import StepRunner

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -27,18 +26,11 @@ from pdserve.errors import ModelFileError
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "PDSERVE_CACHE"
 # A file changed this recently might change again within the resolution of its timestamps.
 _SETTLED_AFTER_S = 2.0
 _PARTIAL_PREFIX = ".partial-"
 _PARTIAL_LIFETIME_S = 24 * 3600.0
 _READ_BYTES = 1 << 22
-
-
-def default_cache_root() -> Path:
-    """``$PDSERVE_CACHE``, else ``~/.cache/pdserve``."""
-    configured = os.environ.get(CACHE_VARIABLE)
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "pdserve"
 
 
 class ModelCache:
@@ -52,7 +44,7 @@ class ModelCache:
             self._digests.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ModelFileError(
-                f"model cache {root}: cannot be written ({error}); set {CACHE_VARIABLE}"
+                f"model cache {root}: cannot be written ({error}); set PDSERVE_CACHE"
             ) from error
 
     def folder_of(self, name: str, digest: str, dtype: str) -> Path:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engine.modelfiles.cache import ModelCache, default_cache_root
+from engine.modelfiles.cache import ModelCache
 from engine.modelfiles.checkpoint import Checkpoint
 from engine.modelfiles.extents import check_weights_file
 from engine.modelfiles.gguf_file import open_gguf_file
@@ -26,6 +26,7 @@ from engine.modelfiles.number_formats import PREPARED_DTYPES
 from engine.modelfiles.resolve import ModelSource, SourceKind, resolve_source
 from engine.modelfiles.summary import ModelSummary, model_summary
 from engine.modelfiles.tensor_plan import PlannedTensor, plan_tensors
+from pdserve.config import cache_folder
 from pdserve.errors import ConfigError, ModelFileError
 from pdserve.prepared import (
     CHAT_TEMPLATE_NAME,
@@ -70,7 +71,7 @@ def prepare_model(
     source = resolve_source(model)
     if source.kind is SourceKind.PREPARED:
         return _open_prepared(source.path, dtype)
-    cache = ModelCache(cache_dir or default_cache_root())
+    cache = ModelCache(cache_dir or cache_folder())
     digest = cache.digest_of(_source_files(source), f"{_CONVERSION_VERSION}.{FORMAT_VERSION}")
     target = cache.folder_of(source.name, digest, dtype)
     if target.is_dir():

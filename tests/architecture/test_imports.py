@@ -37,7 +37,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "numpy": ("engine/*", "kvtransfer/*"),
     "gguf": ("engine/modelfiles/*",),
     "safetensors": ("engine/modelfiles/*",),
-    "tokenizers": ("router/*", "engine/modelfiles/*"),
+    "tokenizers": ("router/*", "engine/modelfiles/*", "engine/fake_model.py"),
     "jinja2": ("router/*",),
     "grpc": _GRPC_HOMES,
     "google": _GRPC_HOMES,

@@ -23,7 +23,7 @@ from support.source_tree import (
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-ATTIC_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "shared", "lib"}
+ATTIC_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
 def test_files_are_short() -> None:

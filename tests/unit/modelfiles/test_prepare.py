@@ -10,7 +10,6 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from engine.modelfiles.cache import default_cache_root
 from engine.modelfiles.prepare import model_summary, prepare_model
 from pdserve.errors import ConfigError, ModelFileError
 from pdserve.prepared import PreparedModel, read_prepared
@@ -246,12 +245,12 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
         prepare_model(str(folder), "float32", cache_dir=tmp_path / "file")
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PDSERVE_CACHE", str(tmp_path))
-    assert default_cache_root() == tmp_path
-    monkeypatch.delenv("PDSERVE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_root() == tmp_path / ".cache" / "pdserve"
+def test_the_cache_is_where_the_environment_says(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PDSERVE_CACHE", str(tmp_path / "elsewhere"))
+    prepared = prepare_model(str(folder), "float32")
+    assert prepared.folder.parent == tmp_path / "elsewhere" / "models"
 
 
 def test_odd_names_stay_inside_the_cache(tmp_path: Path, cache: Path) -> None:
