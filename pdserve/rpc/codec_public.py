@@ -62,12 +62,15 @@ def decode_job(data: bytes) -> GenerateJob:
     timeout_s = message.timeout_s if message.HasField("timeout_s") else None
     if timeout_s is not None and not math.isfinite(timeout_s):
         raise InvalidRequest("timeout_s", f"must be a number of seconds, not {timeout_s}")
+    request_id = message.request_id
+    if len(request_id) > 128 or not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidRequest("request_id", "must be at most 128 printable ASCII characters")
     return GenerateJob(
         **_prompt_from_pb(message),
         sampling=_sampling_from_pb(message.sampling),
         stop=tuple(message.stop),
         model=message.model,
-        request_id=message.request_id,
+        request_id=request_id,
         priority=message.priority,
         timeout_s=timeout_s,
     )

@@ -8,13 +8,14 @@ addresses.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from pdserve.errors import PdserveError, ProtocolError
+from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
 from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
@@ -82,6 +83,11 @@ class AsyncTextStream:
             metadata = error.trailing_metadata()
             self._ledger.read(metadata)
             raise _error(error, metadata) from None
+        except asyncio.CancelledError:
+            # gRPC says the same when the call is cancelled here as when the reading task is.
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise RequestCancelled("the call was cancelled at this end") from None
         if data is grpc.aio.EOF:
             self._ledger.read(await self._call.trailing_metadata())
             raise StopAsyncIteration

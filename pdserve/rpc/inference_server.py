@@ -87,20 +87,21 @@ class InferenceServer:
                 raise RequestCancelled(problem) from None
 
     async def _list_models(self, data: bytes, context: Any) -> bytes:
-        try:
-            codec_public.refuse_nonsense(pb.ListModelsRequest, data)
-            return codec_public.encode_models(self._backend.models()).SerializeToString()
-        except PdserveError as error:
-            _end_with(context, error, ())
-            return b""
+        await _check_empty(pb.ListModelsRequest, data, context)
+        return codec_public.encode_models(self._backend.models()).SerializeToString()
 
     async def _cluster_status(self, data: bytes, context: Any) -> bytes:
-        try:
-            codec_public.refuse_nonsense(pb.ClusterStatusRequest, data)
-            return codec_public.encode_status(self._backend.cluster_status()).SerializeToString()
-        except PdserveError as error:
-            _end_with(context, error, ())
-            return b""
+        await _check_empty(pb.ClusterStatusRequest, data, context)
+        return codec_public.encode_status(self._backend.cluster_status()).SerializeToString()
+
+
+async def _check_empty(message_class: Any, data: bytes, context: Any) -> None:
+    try:
+        codec_public.refuse_nonsense(message_class, data)
+    except PdserveError as error:
+        # Unlike a stream, a unary call that only sets a status would send a response as well.
+        metadata = status.error_metadata(error)
+        await context.abort(status.status_code(error), status.details(error), metadata)
 
 
 def _within_call(job: GenerateJob, time_left_s: float | None) -> GenerateJob:

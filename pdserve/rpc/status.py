@@ -70,9 +70,7 @@ def details(error: PdserveError) -> str:
 def error_metadata(error: PdserveError) -> Metadata:
     entries = [(ERROR_CODE, error.code)]
     if isinstance(error, InvalidRequest):
-        # Metadata values are ASCII; a field name may hold what a client wrote.
-        field = error.field[:_MAX_FIELD_CHARS].encode("ascii", "backslashreplace").decode("ascii")
-        entries.append((ERROR_FIELD, field))
+        entries.append((ERROR_FIELD, _header_text(error.field[:_MAX_FIELD_CHARS])))
     if isinstance(error, Overloaded):
         entries.append((RETRY_AFTER, str(math.ceil(error.retry_after_s * 1000))))
     return tuple(entries)
@@ -122,6 +120,11 @@ def plain_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metada
     """Metadata in gRPC's several forms as pairs of text; binary entries are left out."""
     pairs = tuple((key, value) for key, value in metadata or ())
     return tuple((key, value) for key, value in pairs if isinstance(value, str))
+
+
+def _header_text(text: str) -> str:
+    """Metadata values are printable ASCII; a field's name may hold what a client wrote."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)
 
 
 def _value(metadata: Metadata, key: str) -> str | None:

@@ -1,0 +1,130 @@
+"""A stand-in for the router behind the public gRPC face: says what it was told to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from pdserve.errors import PdserveError, RequestCancelled
+from pdserve.public import (
+    ClusterStatusView,
+    GenerateDelta,
+    GenerateJob,
+    Usage,
+    WorkerView,
+)
+from pdserve.types import (
+    Endpoint,
+    FinishReason,
+    ModelInfo,
+    RequestTiming,
+    Role,
+    WorkerId,
+    WorkerLimits,
+    WorkerStatus,
+)
+
+MODEL = ModelInfo("tiny", "fingerprint", 300, 512, (1, 2))
+TIMING = RequestTiming(
+    tokenize_s=0.001,
+    queue_s=0.25,
+    prefill_compute_s=0.5,
+    kv_bytes=123456,
+    kv_transport="grpc",
+    prefill_worker="p0",
+    decode_worker="d0",
+    num_dispatches=1,
+)
+STATUS = ClusterStatusView(
+    can_serve=True,
+    mode="disaggregated",
+    model=MODEL,
+    workers=(
+        WorkerView(
+            WorkerId("p0"),
+            "i0",
+            Role.PREFILL,
+            "cpu, 1 thread",
+            WorkerLimits(512, 64, 32, 8, 300),
+            WorkerStatus(step=3, free_blocks=60, total_blocks=64),
+            (Endpoint("grpc", "127.0.0.1:1"),),
+            2,
+            True,
+            "ipv4:127.0.0.1:5",
+        ),
+    ),
+    num_queued=4,
+    num_in_flight=5,
+    num_tickets=6,
+)
+ANSWER = (
+    GenerateDelta("Hello", (5,)),
+    GenerateDelta("", (6,)),
+    GenerateDelta(" wörld", (7, 8), (), FinishReason.STOP, Usage(3, 4)),
+)
+
+
+class ScriptedStream:
+    """Yields ``deltas``, then raises ``error``, or waits for ever where that is Ellipsis."""
+
+    def __init__(self, deltas: Sequence[GenerateDelta], error: object) -> None:
+        self._deltas = iter(deltas)
+        self._error = error
+        self.cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.num_sent = 0
+
+    @property
+    def request_id(self) -> str:
+        return "req-scripted"
+
+    @property
+    def timing(self) -> RequestTiming:
+        return TIMING
+
+    def cancel(self, reason: str) -> None:
+        if not self.cancelled.done():
+            self.cancelled.set_result(reason)
+
+    def __aiter__(self) -> AsyncIterator[GenerateDelta]:
+        return self
+
+    async def __anext__(self) -> GenerateDelta:
+        for delta in self._deltas:
+            self.num_sent += 1
+            return delta
+        if isinstance(self._error, PdserveError):
+            raise self._error
+        if self._error is Ellipsis:
+            raise RequestCancelled(await asyncio.shield(self.cancelled))
+        raise StopAsyncIteration
+
+
+class ScriptedBackend:
+    """Satisfies ``InferenceBackend``. ``jobs`` and ``streams`` keep what was asked and given."""
+
+    def __init__(
+        self,
+        deltas: Sequence[GenerateDelta] = ANSWER,
+        *,
+        error: object = None,
+        refusal: PdserveError | None = None,
+    ) -> None:
+        self._deltas = deltas
+        self._error = error
+        self._refusal = refusal
+        self.jobs: list[GenerateJob] = []
+        self.streams: asyncio.Queue[ScriptedStream] = asyncio.Queue()
+
+    async def generate(self, job: GenerateJob) -> ScriptedStream:
+        self.jobs.append(job)
+        if self._refusal is not None:
+            raise self._refusal
+        stream = ScriptedStream(self._deltas, self._error)
+        self.streams.put_nowait(stream)
+        return stream
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        return (MODEL,)
+
+    def cluster_status(self) -> ClusterStatusView:
+        return STATUS
