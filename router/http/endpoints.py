@@ -10,6 +10,7 @@ covered: authentication.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -32,9 +33,18 @@ from router.http.jobs import chat_job, check_model, completion_job, reply_option
 from router.http.replies import Frame, Reply
 from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from router.http.server import abort_connection
-from router.http.streaming import Answer, StalledReader, send_error, send_stream, send_whole
+from router.http.streaming import (
+    Answer,
+    ImpatientSend,
+    StalledReader,
+    send_error,
+    send_stream,
+    send_whole,
+)
 from router.text_generation import TextGeneration, TextService
 from router.text_job import TextJob, new_request_id
+
+logger = logging.getLogger(__name__)
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
 _USABLE_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,96}$")
@@ -82,6 +92,14 @@ class GenerationEndpoint(Generic[_Body]):
         self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        impatient = ImpatientSend(send, self._config.stalled_write_s)
+        try:
+            await self._serve(scope, receive, impatient)
+        except StalledReader as error:
+            logger.info("http_stalled_reader peer=%s error=%s", scope.get("client"), error)
+            abort_connection(scope)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         client_id, request_id = _request_ids(headers.get("x-request-id", ""))
         out_headers: HeaderList = [(b"x-request-id", client_id.encode())]
@@ -101,7 +119,7 @@ class GenerationEndpoint(Generic[_Body]):
             f"{self._kind.id_prefix}{request_id}", int(time.time()), self._service.model.name
         )
         reply = self._kind.reply(frame, generation)
-        await self._answer(Answer(generation, reply, options, out_headers), scope, receive, send)
+        await self._answer(Answer(generation, reply, options, out_headers), receive, send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         return await read_body(
@@ -133,17 +151,17 @@ class GenerationEndpoint(Generic[_Body]):
             )
         await send({"type": "http.response.body", "body": b""})
 
-    async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, answer: Answer, receive: Receive, send: Send) -> None:
         generation = answer.generation
         watcher = asyncio.create_task(_cancel_when_gone(receive, generation))
         try:
             if answer.options.stream:
-                await send_stream(answer, send, stalled_write_s=self._config.stalled_write_s)
+                await send_stream(answer, send)
             else:
                 await send_whole(answer, send)
         except StalledReader as error:
             generation.cancel(f"stalled reader: {error}")
-            abort_connection(scope)
+            raise
         finally:
             generation.cancel("the connection ended")
             watcher.cancel()

@@ -14,7 +14,7 @@ from pdserve.errors import InvalidRequest, UnknownModel
 from pdserve.types import MAX_LOGPROBS, RequestId, SamplingParams
 from router.chat_template import ChatMessage
 from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
-from router.text_job import ChatPrompt, Prompt, TextJob, TextPrompt, TokenPrompt
+from router.text_job import MAX_TIMEOUT_S, ChatPrompt, Prompt, TextJob, TextPrompt, TokenPrompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _NO_LIMIT = 2**31 - 1  # stands in for max_tokens until the text service knows the real one
@@ -87,7 +87,7 @@ def _job(
         seed=_seed(body.seed),
         stop_strings=_stop_strings(body.stop),
         priority=body.priority or 0,
-        timeout_s=body.pdserve_timeout_s,
+        timeout_s=_timeout_s(body.pdserve_timeout_s),
         request_id=request_id,
     )
 
@@ -113,6 +113,14 @@ def _sampling(body: GenerationRequest, num_logprobs: int | None) -> SamplingPara
 
 def _or(value: _Number | None, default: _Number) -> _Number:
     return default if value is None else value
+
+
+def _timeout_s(timeout_s: float | None) -> float | None:
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            "pdserve_timeout_s", f"must lie in (0, {MAX_TIMEOUT_S:g}], not {timeout_s!r}"
+        )
+    return timeout_s
 
 
 def _seed(seed: int | None) -> int | None:

@@ -1,9 +1,9 @@
 """Sending one text generation to an HTTP client: whole, or as server-sent events.
 
 Before the first token an error is an ordinary HTTP response; after the first byte it is an event
-``data: {"error": ...}`` without a ``[DONE]``. A client that takes nothing for ``stalled_write_s``
-is dropped. This module does not know how requests are read (endpoints.py). Not covered: resuming a
-broken stream.
+``data: {"error": ...}`` without a ``[DONE]``. A client that takes nothing for too long is told
+from a slow one by ImpatientSend. This module does not know how requests are read (endpoints.py).
+Not covered: resuming a broken stream.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from pdserve.errors import PdserveError
 from router.http.errors import HeaderList, error_body, error_headers, send_json
@@ -68,12 +68,8 @@ async def send_whole(answer: Answer, send: Send) -> None:
     await send_json(send, 200, body, answer.headers)
 
 
-async def send_stream(answer: Answer, send: Send, *, stalled_write_s: float) -> None:
-    """Server-sent events, the header with the first token.
-
-    Raises:
-        StalledReader: the client does not read; the response is unfinished.
-    """
+async def send_stream(answer: Answer, send: Send) -> None:
+    """Server-sent events, the header with the first token; or an error response."""
     try:
         first = await anext(answer.generation)
     except PdserveError as error:
@@ -81,14 +77,13 @@ async def send_stream(answer: Answer, send: Send, *, stalled_write_s: float) -> 
         return
     headers = _STREAM_HEADERS + answer.headers
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    events = EventWriter(send, stalled_write_s)
     try:
-        await _send_deltas(answer, first, events)
+        await _send_deltas(answer, first, send)
     except PdserveError as error:
-        await events.write(error_body(error))
+        await _send_event(error_body(error), send)
     else:
-        await events.write(b"[DONE]")
-    await events.end()
+        await _send_event(b"[DONE]", send)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def send_error(
@@ -99,41 +94,40 @@ async def send_error(
     await send_json(send, error.http_status, error_body(error), all_headers, more=more)
 
 
-class EventWriter:
-    """Server-sent events, each with a deadline for the client to make room."""
+class ImpatientSend:
+    """An ASGI ``send`` with a deadline for the client to make room.
+
+    The server waits in ``send`` while the client's window and the write buffer are full.
+    """
 
     def __init__(self, send: Send, stalled_write_s: float) -> None:
         self._send = send
         self._stalled_write_s = stalled_write_s
 
-    async def write(self, data: bytes) -> None:
-        await self._body(b"data: " + data + b"\n\n", more_body=True)
-
-    async def end(self) -> None:
-        await self._body(b"", more_body=False)
-
-    async def _body(self, body: bytes, *, more_body: bool) -> None:
-        # The server waits here when the client's window and the write buffer are full.
+    async def __call__(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._stalled_write_s):
-                await self._send(
-                    {"type": "http.response.body", "body": body, "more_body": more_body}
-                )
+                await self._send(message)
         except TimeoutError as error:
             raise StalledReader(f"took nothing for {self._stalled_write_s:g} s") from error
 
 
-async def _send_deltas(answer: Answer, first: TextDelta, events: EventWriter) -> None:
+async def _send_event(data: bytes, send: Send) -> None:
+    body = b"data: " + data + b"\n\n"
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _send_deltas(answer: Answer, first: TextDelta, send: Send) -> None:
     options = answer.options
-    await _send_delta(answer, first, events)
+    await _send_delta(answer, first, send)
     async for delta in answer.generation:
-        await _send_delta(answer, delta, events)
+        await _send_delta(answer, delta, send)
     if options.include_usage:
         extras = answer.extras(usage=True, timing=options.timing)
-        await events.write(answer.reply.end_chunk(extras))
+        await _send_event(answer.reply.end_chunk(extras), send)
 
 
-async def _send_delta(answer: Answer, delta: TextDelta, events: EventWriter) -> None:
+async def _send_delta(answer: Answer, delta: TextDelta, send: Send) -> None:
     """One chunk, unless the token's text is held back and there is nothing to tell yet."""
     ends = delta.finish_reason is not None
     if not (delta.text or delta.logprobs or ends):
@@ -144,4 +138,4 @@ async def _send_delta(answer: Answer, delta: TextDelta, events: EventWriter) -> 
         timing=options.timing and ends and not options.include_usage,
     )
     piece = Piece(delta.text, delta.logprobs, delta.finish_reason)
-    await events.write(answer.reply.chunk(piece, extras))
+    await _send_event(answer.reply.chunk(piece, extras), send)

@@ -61,7 +61,7 @@ USER = {"role": "user", "content": "Hi"}
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"functions": [{}]}, "functions", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "only 'text'"),
-        ({"pdserve_timeout_s": 0}, "timeout_s", "must lie in"),
+        ({"pdserve_timeout_s": 0}, "pdserve_timeout_s", "must lie in"),
         ({"priority": 10**12}, "priority", "must lie in"),
     ],
 )  # fmt: skip
