@@ -89,7 +89,7 @@ class ModelRunner:
 
     @property
     def kernels(self) -> str:
-        """The linear kernel, and the multiple to which attention pads query rows."""
+        """The linear kernel, the multiple to which attention pads query rows, and what varies."""
         return self._kernels
 
     async def run(self, rows: SequenceOf[StepRow]) -> list[SampledToken | None]:
@@ -127,11 +127,14 @@ class ModelRunner:
         linears = [weights[f"layers.0.{name}"] for name in LINEAR_NAMES]
         linears.append(weights["embed" if config.tied_embeddings else "lm_head"])
         kernel = choose_kernel(linears, self._device)
-        row_multiple = choose_row_multiple(config.head_dim, self._device)
-        if row_multiple is None:
-            row_multiple = ROW_MULTIPLES[-1]
-            logger.warning("attention_rows_vary device=%s", self._device)
+        found_multiple = choose_row_multiple(config.head_dim, self._device)
+        row_multiple = found_multiple or ROW_MULTIPLES[-1]
         self._kernels = f"linear {kernel.name}, attention rows {row_multiple}"
+        if found_multiple is None:
+            self._kernels += " (bits depend on the batch)"
+            logger.warning(
+                "attention_rows_vary device=%s threads=%d", self._device, self._num_threads
+            )
         num_positions = min(config.max_positions, self.buffers.num_blocks * self.layout.block_size)
         with torch.inference_mode():
             return LlamaModel(

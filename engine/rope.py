@@ -1,6 +1,6 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864) as tables of cosines and sines.
 
-Frequencies and angles are float32 as in transformers; the cosine itself is taken in float64 and
+Frequencies and angles are float32 as in transformers; powers and cosines are taken in float64 and
 rounded, so that an entry never depends on how many positions a table holds or which vector
 instructions a machine has: workers with different context lengths compute the same KV bits.
 
@@ -43,8 +43,8 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float32]:
         ValueError: a scaling of unknown kind.
     """
     exponents = np.arange(0, config.head_dim, 2).astype(np.float32) / np.float32(config.head_dim)
-    bases = torch.pow(torch.tensor(config.rope_theta), torch.from_numpy(exponents)).numpy()
-    frequencies = (np.float32(1.0) / bases).astype(np.float32)
+    bases = np.power(config.rope_theta, exponents.astype(np.float64)).astype(np.float32)
+    frequencies: NDArray[np.float32] = np.float32(1.0) / bases
     scaling = config.rope_scaling
     if scaling.kind == "none":
         return frequencies

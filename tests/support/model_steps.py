@@ -11,7 +11,7 @@ from collections.abc import Sequence as SequenceOf
 from engine.block_pool import BlockPool
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow, StepRunner
-from pdserve.types import Attempt, Request, RequestId, SamplingParams
+from pdserve.types import Attempt, KVLayout, Request, RequestId, SamplingParams
 
 
 class StepDriver:
@@ -27,12 +27,7 @@ class StepDriver:
         sampling: SamplingParams | None = None,
         forced_ids: tuple[int, ...] = (),
     ) -> Sequence:
-        sampling = sampling or SamplingParams()
-        request = Request(RequestId("test"), tuple(prompt_ids), sampling)
-        attempt = Attempt(request, epoch=0, forced_ids=forced_ids)
-        lease = self.pool.lease(self.runner.layout.num_blocks(attempt.max_total_tokens))
-        assert lease is not None
-        return Sequence(attempt, lease)
+        return open_sequence(self.pool, self.runner.layout, prompt_ids, sampling, forced_ids)
 
     async def prefill(self, sequence: Sequence, chunk_tokens: int) -> SampledToken:
         """All known tokens, chunk by chunk; the sampled token is appended."""
@@ -85,3 +80,18 @@ class StepDriver:
                 start = (plane * layout.block_size + position % layout.block_size) * slot
                 parts.append(bytes(view[start : start + slot]))
         return b"".join(parts)
+
+
+def open_sequence(
+    pool: BlockPool,
+    layout: KVLayout,
+    prompt_ids: Iterable[int],
+    sampling: SamplingParams | None = None,
+    forced_ids: tuple[int, ...] = (),
+) -> Sequence:
+    """A sequence with blocks for all it may become; whoever opens it releases its lease."""
+    request = Request(RequestId("test"), tuple(prompt_ids), sampling or SamplingParams())
+    attempt = Attempt(request, epoch=0, forced_ids=forced_ids)
+    lease = pool.lease(layout.num_blocks(attempt.max_total_tokens))
+    assert lease is not None
+    return Sequence(attempt, lease)

@@ -1,0 +1,47 @@
+"""The same tokens on a CUDA device as on the CPU, on a tiny model whose logits lie far apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.model_steps import StepDriver
+from support.tiny_llama import write_tiny_llama
+
+from engine.config import EngineConfig
+from engine.model_runner import build_model_runner
+from engine.modelfiles.prepare import prepare_model
+from engine.step import StepRow
+from pdserve.types import SamplingParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+PROMPTS = [list(range(3, 3 + length)) for length in (1, 16, 150)]
+
+
+async def generate_together(device: str, folder: Path, cache_dir: Path) -> list[list[int]]:
+    prepared = prepare_model(str(folder), "float32", cache_dir=cache_dir)
+    config = EngineConfig(device=device, kv_memory_mib=16.0, threads=1)
+    runner = build_model_runner(config, prepared)
+    try:
+        driver = StepDriver(runner)
+        sampling = SamplingParams(max_tokens=8)
+        sequences = [driver.open(prompt, sampling) for prompt in PROMPTS]
+        await driver.step([StepRow(s, 0, s.num_uncomputed, samples=True) for s in sequences])
+        for _ in range(1, sampling.max_tokens):
+            await driver.decode(sequences)
+        for sequence in sequences:
+            sequence.lease.release()
+        return [sequence.token_ids for sequence in sequences]
+    finally:
+        await runner.close()
+
+
+async def test_greedy_tokens_equal_the_cpus(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model", seed=1)
+    on_cpu = await generate_together("cpu", folder, tmp_path)
+    assert await generate_together("cuda", folder, tmp_path) == on_cpu

@@ -1,0 +1,68 @@
+"""Runners on tiny random models; every runner made through ``make_runner`` is closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.model_runner import ModelRunner
+from engine.modelfiles.prepare import prepare_model
+from engine.modelfiles.weights import map_weights
+from pdserve.prepared import PreparedModel
+from support.tiny_llama import write_tiny_llama
+
+PrepareTiny = Callable[..., PreparedModel]
+MakeRunner = Callable[..., ModelRunner]
+
+
+@pytest.fixture(scope="session")
+def prepare_tiny(tmp_path_factory: pytest.TempPathFactory) -> PrepareTiny:
+    """``prepare_tiny(dtype, **what write_tiny_llama takes)``; made once for the same arguments."""
+    root = tmp_path_factory.mktemp("tiny")
+    made: dict[str, PreparedModel] = {}
+
+    def prepare(dtype: str = "float32", **changes: Any) -> PreparedModel:
+        key = f"{dtype} {sorted(changes.items())}"
+        if key not in made:
+            folder = write_tiny_llama(root / f"model{len(made)}", **changes)
+            made[key] = prepare_model(str(folder), dtype, cache_dir=root / "cache")
+        return made[key]
+
+    return prepare
+
+
+@pytest.fixture
+async def make_runner(prepare_tiny: PrepareTiny) -> AsyncIterator[MakeRunner]:
+    """``make_runner(prepared or None, num_threads=, block_size=, num_blocks=)``."""
+    runners: list[ModelRunner] = []
+
+    def make(
+        prepared: PreparedModel | None = None,
+        *,
+        num_threads: int = 1,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+    ) -> ModelRunner:
+        prepared = prepared or prepare_tiny()
+        runner = ModelRunner(
+            prepared,
+            map_weights(prepared),
+            device="cpu",
+            num_blocks=num_blocks or 16384 // block_size,
+            block_size=block_size,
+            num_threads=num_threads,
+        )
+        runners.append(runner)
+        return runner
+
+    yield make
+    for runner in runners:
+        await runner.close()
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
