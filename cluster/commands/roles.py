@@ -142,7 +142,8 @@ async def _serve_decode(config: Any, process: ProcessConfig) -> None:
 async def _serve_worker(app: WorkerApp, process: ProcessConfig) -> None:
     """Until a stop, or until no router is left to serve (an error if one refused this worker)."""
     ready = WorkerReady.of(app.hello, os.getpid())
-    logger.info("worker_ready %s", ready.describe())
+    logger.info("worker_ready worker=%s device=%r blocks=%d",
+                ready.worker_id, ready.device, ready.num_blocks)  # fmt: skip
     say_ready(process, encode_ready(ready))
     with stop_signals() as signals:
         ended = asyncio.create_task(app.wait_refused())
