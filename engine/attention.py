@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 from engine.batch_plan import KEY_TILE, GroupPlan, QuerySpan
 from pdserve.types import KVLayout
 
-ROW_MULTIPLES = (8, 16, 32, 64)
+ROW_MULTIPLES = (4, 8, 16, 32, 64)
 MASKED = -math.inf
 
 
@@ -193,7 +193,7 @@ def _rows_are_independent(multiple: int, head_dim: int, device: torch.device) ->
     finally:
         torch.set_num_threads(num_threads)
     for batch in (1, 2, 3, 12):
-        for rows in (multiple, 2 * multiple, 3 * multiple):
+        for rows in (factor * multiple for factor in (1, 2, 3, 4)):
             part = torch.bmm(queries[:batch, :rows], keys[:batch].transpose(1, 2))
             sums = torch.baddbmm(queries[:batch, :rows], part, keys[:batch])
             same = torch.equal(part, scores[:batch, :rows])

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
 from engine.attention import GroupBuilder, attend
@@ -123,8 +122,9 @@ class LlamaModel:
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm (arXiv 1910.07467) in float32, rounded before the weight as in transformers."""
-        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self._config.rms_norm_eps)
-        return normed.to(self.dtype) * weight
+        x = x.float()
+        scale = torch.mul(x, x).mean(-1, keepdim=True).add_(self._config.rms_norm_eps).rsqrt_()
+        return torch.mul(x, scale).to(self.dtype).mul_(weight)
 
     def _indices(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)

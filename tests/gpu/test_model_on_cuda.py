@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.model_steps import StepDriver
-from support.tiny_llama import write_tiny_llama
 
 from engine.config import EngineConfig
 from engine.model_runner import build_model_runner
 from engine.modelfiles.prepare import prepare_model
 from engine.step import StepRow
 from pdserve.types import SamplingParams
+from support.model_steps import StepDriver
+from support.tiny_llama import write_tiny_llama
 
 pytestmark = [
     pytest.mark.gpu,
