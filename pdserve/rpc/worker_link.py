@@ -19,12 +19,7 @@ import grpc
 import grpc.aio
 
 from pdserve.clock import Clock, MonotonicClock
-from pdserve.errors import (
-    IncompatibleWorker,
-    PdserveError,
-    ProtocolError,
-    WorkerLost,
-)
+from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, ShuttingDown, WorkerLost
 from pdserve.links import RouterLink
 from pdserve.messages import FromWorker, ToWorker
 from pdserve.rpc import status
@@ -224,6 +219,7 @@ class WorkerServiceServer:
         self._clock = clock or MonotonicClock()
         self._stalled_write_s = stalled_write_s
         self._links: set[GrpcRouterLink] = set()
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -241,10 +237,14 @@ class WorkerServiceServer:
         return {"Connect": grpc.stream_stream_rpc_method_handler(self._connect)}
 
     async def close(self) -> None:
-        """Close every session; their workers dial again or go elsewhere."""
+        """Close every session and take no other; their workers go elsewhere."""
+        self._closed = True
         await asyncio.gather(*(link.close() for link in tuple(self._links)))
 
     async def _connect(self, _requests: object, context: Any) -> None:
+        if self._closed:
+            _say_verdict(context, ShuttingDown("router stops"))
+            return
         await context.send_initial_metadata(())  # the worker knows from it that we are there
         link = GrpcRouterLink(context, self._clock, self._stalled_write_s)
         self._links.add(link)

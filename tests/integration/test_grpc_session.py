@@ -16,7 +16,7 @@ from pdserve.errors import IncompatibleWorker, ProtocolError, WorkerLost
 from pdserve.links import RouterLink
 from pdserve.messages import Cancel, Goodbye, Welcome
 from pdserve.rpc.stream_link import BOX_MESSAGES
-from pdserve.rpc.worker_link import SERVICE_NAME, dial_router
+from pdserve.rpc.worker_link import SERVICE_NAME, WorkerServiceServer, dial_router
 from pdserve.types import RequestId, WorkerId
 from support.grpc_hosts import GOODBYE, HELLO, RouterEnd, grpc_server, host, report, session
 
@@ -274,6 +274,14 @@ async def test_a_listener_that_says_nothing() -> None:
         pytest.raises(WorkerLost, match="did not answer within"),
     ):
         await dial_router(f"127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
+
+
+async def test_a_closed_service_takes_no_session() -> None:
+    service = WorkerServiceServer(RouterEnd().on_link)
+    async with grpc_server(service) as server:
+        await service.close()
+        with pytest.raises(WorkerLost, match="router stops"):
+            await dial_router(f"127.0.0.1:{server.port}")
 
 
 async def test_a_server_without_the_service() -> None:
