@@ -85,6 +85,10 @@ class Exporter:
                 self._idle.set()
             await connection.close()
 
+    async def idle(self) -> None:
+        """Wait until no reader is connected."""
+        await self._idle.wait()
+
     async def close(self) -> None:
         """End every export and tell its reader. Readers that do not go are left to the listener."""
         self._closed = True
@@ -92,7 +96,7 @@ class Exporter:
             export.close(TicketUnknown.code, "the worker stops")
         try:
             async with asyncio.timeout(self._config.farewell_timeout_s):
-                await self._idle.wait()
+                await self.idle()
         except TimeoutError:
             _log.warning("kv_readers_left num=%d", self._num_connections)
 
