@@ -250,12 +250,19 @@ async def test_a_peer_that_says_nothing_is_the_owners_to_close() -> None:
         await worker.close()
 
 
-async def test_a_message_over_the_limit_is_refused_and_the_server_lives() -> None:
-    end = RouterEnd()
-    async with host(end.on_link) as address:
-        end.released.set()
+async def test_a_message_over_the_limit_ends_the_session_and_the_server_lives() -> None:
+    lost = asyncio.Event()
+
+    async def on_link(link: RouterLink) -> None:
+        try:
+            await link.receive()
+        except WorkerLost:
+            lost.set()
+
+    async with host(on_link) as address, asyncio.timeout(20):
         code, _ = await _raw_call(address, b"x" * (9 * 2**20))
-        assert code is not grpc.StatusCode.OK
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await lost.wait()
         worker = await dial_router(address)
         await worker.close()
 
