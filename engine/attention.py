@@ -6,7 +6,7 @@ chunk of 256, alone, or beside longer sequences. Two passes: the exact maximum o
 exp(score - maximum); sums run inside a tile in one fixed shape and over tiles in order, in
 float32. A masked key has weight exactly 0, so a tile of masked keys changes nothing and batches
 may be padded with them. Query rows are padded to the multiple from which the matrix library's
-kernel no longer depends on their number; ``choose_row_multiple`` finds it at start.
+kernel no longer depends on their number; ``choose_row_padding`` finds it at start.
 
 Grouped-query attention; softmax as in FlashAttention's tiles (arXiv 2205.14135), without the
 running rescale, since scores of one query tile fit memory. Which rows go together is
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from engine.batch_plan import KEY_TILE, GroupPlan, QuerySpan
+from engine.threads import one_thread
 from pdserve.types import KVLayout
 
 ROW_MULTIPLES = (4, 8, 16, 32, 64)
@@ -171,12 +172,28 @@ def _attend_tile(
     return weighted, totals
 
 
-def choose_row_multiple(head_dim: int, device: torch.device) -> int | None:
-    """Smallest multiple of query rows at which products no longer depend on their number.
+@dataclass(frozen=True)
+class RowPadding:
+    """How query rows must be computed for their bits not to depend on how many there are."""
 
-    None if there is none among those tried. Call it in the thread that will compute.
-    """
-    return next((m for m in ROW_MULTIPLES if _rows_are_independent(m, head_dim, device)), None)
+    multiple: int
+    is_serial: bool = False  # with one thread; MKL splits some head sizes along what it sums over
+    is_checked: bool = True  # False: nothing tried keeps rows apart on this device
+
+    def __str__(self) -> str:
+        serial = ", one thread" if self.is_serial else ""
+        varies = "" if self.is_checked else ", bits may depend on the batch"
+        return f"attention rows {self.multiple}{serial}{varies}"
+
+
+def choose_row_padding(head_dim: int, device: torch.device) -> RowPadding:
+    """The cheapest padding that works. Call it in the thread that will compute."""
+    for is_serial in (False, True):
+        with one_thread(is_serial):
+            for multiple in ROW_MULTIPLES:
+                if _rows_are_independent(multiple, head_dim, device):
+                    return RowPadding(multiple, is_serial)
+    return RowPadding(ROW_MULTIPLES[-1], is_checked=False)
 
 
 def _rows_are_independent(multiple: int, head_dim: int, device: torch.device) -> bool:
@@ -185,13 +202,9 @@ def _rows_are_independent(multiple: int, head_dim: int, device: torch.device) ->
     shape = (12, 4 * ROW_MULTIPLES[-1], head_dim)
     queries = torch.randn(shape, generator=generator).to(device)
     keys = torch.randn((12, KEY_TILE, head_dim), generator=generator).to(device)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         scores = torch.bmm(queries, keys.transpose(1, 2))
         weighted = torch.baddbmm(queries, scores, keys)
-    finally:
-        torch.set_num_threads(num_threads)
     for batch in (1, 2, 3, 12):
         for rows in (factor * multiple for factor in (1, 2, 3, 4)):
             part = torch.bmm(queries[:batch, :rows], keys[:batch].transpose(1, 2))

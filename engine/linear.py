@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everybody knows it by
 
+from engine.threads import one_thread
+
 logger = logging.getLogger(__name__)
 
 TILE_ROWS = 64
@@ -55,7 +57,8 @@ def choose_kernel(weights: Iterable[torch.Tensor], device: torch.device) -> Line
     dtype = samples[0].dtype
     if device.type != "cpu":
         return LinearKernel(f"{device.type}, rows unchecked", dtype, _pack_plain)
-    for kernel in _candidates(dtype):
+    *candidates, slow_kernel = cpu_kernels(dtype)
+    for kernel in candidates:
         try:
             if all(rows_are_independent(kernel, sample) for sample in samples):
                 return kernel
@@ -64,7 +67,7 @@ def choose_kernel(weights: Iterable[torch.Tensor], device: torch.device) -> Line
             continue
         logger.warning("linear_kernel_varies kernel=%s threads=%d", kernel.name,
                        torch.get_num_threads())  # fmt: skip
-    return LinearKernel(f"tiled-{TILE_ROWS}", torch.float32, _pack_tiled)
+    return slow_kernel
 
 
 def rows_are_independent(kernel: LinearKernel, weight: torch.Tensor) -> bool:
@@ -72,12 +75,8 @@ def rows_are_independent(kernel: LinearKernel, weight: torch.Tensor) -> bool:
     generator = torch.Generator().manual_seed(0)
     linear = kernel.pack(weight)
     rows = torch.randn(2 * TILE_ROWS, weight.shape[1], generator=generator).to(kernel.dtype)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         expected = linear(rows)
-    finally:
-        torch.set_num_threads(num_threads)
     return all(
         torch.equal(linear(rows[offset : offset + size]), expected[offset : offset + size])
         for size in CHECK_ROWS
@@ -85,12 +84,14 @@ def rows_are_independent(kernel: LinearKernel, weight: torch.Tensor) -> bool:
     )
 
 
-def _candidates(dtype: torch.dtype) -> list[LinearKernel]:
+def cpu_kernels(dtype: torch.dtype) -> list[LinearKernel]:
+    """Ways to multiply on a CPU for a model of ``dtype``, fastest first, the safe one last."""
     padded = [
         LinearKernel(f"padded-{multiple}", torch.float32, _padded_packer(multiple))
         for multiple in (8, 16, 32)
     ]
-    kernels = [LinearKernel("onednn-f32", torch.float32, _pack_onednn), *padded]
+    tiled = LinearKernel(f"tiled-{TILE_ROWS}", torch.float32, _pack_tiled)
+    kernels = [LinearKernel("onednn-f32", torch.float32, _pack_onednn), *padded, tiled]
     if dtype == torch.bfloat16 and _has_bf16_instructions():
         kernels.insert(0, LinearKernel("onednn-bf16", torch.bfloat16, _pack_onednn_bf16))
     return kernels

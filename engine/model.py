@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.attention import GroupBuilder, attend
+from engine.attention import GroupBuilder, RowPadding, attend
 from engine.batch_plan import BatchPlan
 from engine.kv_cache import KvCache
 from engine.linear import Linear, LinearKernel
 from engine.rope import RopeTable
+from engine.threads import one_thread
 from pdserve.prepared import ModelConfig
 
 LINEAR_NAMES = ("qkv", "o", "gate_up", "down")
@@ -45,8 +46,8 @@ class _Layer:
 class LlamaModel:
     """Weights on a device. ``weights`` are named as pdserve/prepared.py says, all of one dtype.
 
-    ``kernel`` is the way to multiply (``linear.choose_kernel``), ``row_multiple`` the padding of
-    query rows (``attention.choose_row_multiple``).
+    ``kernel`` is the way to multiply (``linear.choose_kernel``), ``padding`` that of
+    query rows (``attention.choose_row_padding``).
     """
 
     def __init__(
@@ -56,13 +57,13 @@ class LlamaModel:
         *,
         device: torch.device,
         kernel: LinearKernel,
-        row_multiple: int,
+        padding: RowPadding,
         num_positions: int,
     ) -> None:
         self._config = config
         self._device = device
         self._kernel = kernel
-        self._row_multiple = row_multiple
+        self._padding = padding
         self._rope = RopeTable(config, num_positions, device)
         self._embed = weights["embed"].to(device)
         self.dtype = self._embed.dtype
@@ -76,7 +77,7 @@ class LlamaModel:
         config = self._config
         positions = self._indices(plan.positions)
         write_rows = self._indices(plan.write_rows)
-        builder = GroupBuilder(cache.layout, config.num_heads, self._row_multiple, cache.blocks)
+        builder = GroupBuilder(cache.layout, config.num_heads, self._padding.multiple, cache.blocks)
         groups = builder.build(plan.groups)
         cos = self._rope.cos[positions].unsqueeze(1)
         signed_sin = self._rope.signed_sin[positions].unsqueeze(1)
@@ -86,8 +87,9 @@ class LlamaModel:
             queries, keys_values = self._project_qkv(layer, x, cos, signed_sin)
             cache.token_rows(index).index_copy_(0, write_rows, keys_values)
             block_rows = cache.block_rows(index)
-            for group in groups:
-                attend(queries, block_rows, group, attended)
+            with one_thread(self._padding.is_serial):
+                for group in groups:
+                    attend(queries, block_rows, group, attended)
             x.add_(self._apply(layer.o, attended.view(x.shape[0], -1)))
             x.add_(self._mlp(layer, x))
         if not len(plan.sample_tokens):

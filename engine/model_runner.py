@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from engine.attention import ROW_MULTIPLES, choose_row_multiple
+from engine.attention import choose_row_padding
 from engine.batch_plan import BatchPlan, plan_batch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
@@ -127,14 +127,14 @@ class ModelRunner:
         linears = [weights[f"layers.0.{name}"] for name in LINEAR_NAMES]
         linears.append(weights["embed" if config.tied_embeddings else "lm_head"])
         kernel = choose_kernel(linears, self._device)
-        found_multiple = choose_row_multiple(config.head_dim, self._device)
-        row_multiple = found_multiple or ROW_MULTIPLES[-1]
-        self._kernels = f"linear {kernel.name}, attention rows {row_multiple}"
-        if found_multiple is None:
-            self._kernels += " (bits depend on the batch)"
-            logger.warning(
-                "attention_rows_vary device=%s threads=%d", self._device, self._num_threads
-            )
+        padding = choose_row_padding(config.head_dim, self._device)
+        self._kernels = f"linear {kernel.name}, {padding}"
+        logger.info(
+            "kernels_chosen device=%s threads=%d kernels=%r",
+            self._device,
+            self._num_threads,
+            self._kernels,
+        )
         num_positions = min(config.max_positions, self.buffers.num_blocks * self.layout.block_size)
         with torch.inference_mode():
             return LlamaModel(
@@ -142,7 +142,7 @@ class ModelRunner:
                 weights,
                 device=self._device,
                 kernel=kernel,
-                row_multiple=row_multiple,
+                padding=padding,
                 num_positions=num_positions,
             )
 

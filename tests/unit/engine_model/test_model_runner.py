@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from engine.attention import RowPadding
 from engine.batch_plan import plan_batch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.kv_cache import KvCache
-from engine.linear import LinearKernel, choose_kernel, rows_are_independent
+from engine.linear import LinearKernel, choose_kernel, cpu_kernels, rows_are_independent
 from engine.model import LlamaModel
 from engine.model_runner import ModelRunner, build_model_runner, parse_cpus
 from engine.modelfiles.weights import map_weights
@@ -104,6 +105,17 @@ def test_a_kernel_that_depends_on_the_batch_is_found_out() -> None:
     assert rows_are_independent(chosen, weight)
 
 
+@pytest.mark.parametrize("kernel", cpu_kernels(torch.float32), ids=lambda kernel: kernel.name)
+def test_every_kernel_multiplies(kernel: LinearKernel) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(100, 40, generator=generator)
+    for num_rows in (1, 7, 64, 65):
+        x = torch.randn(num_rows, 40, generator=generator)
+        expected = x.double() @ weight.double().t()
+        torch.testing.assert_close(kernel.pack(weight)(x), expected.float(), atol=1e-4, rtol=1e-4)
+    assert rows_are_independent(kernel, weight)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_forward_stays_on_its_device(prepare_tiny: PrepareTiny, dtype: str) -> None:
     """Every operation on torch's device without data: one that mixes in the CPU raises."""
@@ -115,7 +127,7 @@ def test_forward_stays_on_its_device(prepare_tiny: PrepareTiny, dtype: str) -> N
     kernel = choose_kernel([weights["embed"]], device)
     with torch.inference_mode():
         model = LlamaModel(
-            prepared.config, weights, device=device, kernel=kernel, row_multiple=8,
+            prepared.config, weights, device=device, kernel=kernel, padding=RowPadding(8),
             num_positions=1024,
         )  # fmt: skip
         cache = KvCache(layout, 64, device)

@@ -135,10 +135,14 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     params = [replace(random_params(rng), num_logprobs=5) for _ in range(32)]
     rows = [make_row(sampling, vocab=49152) for sampling in params]
     together = sample_rows(logits, rows)
-    for num_threads in (1, 2):
+    num_threads = torch.get_num_threads()
+    try:
+        for other_num_threads in (1, 2):
+            torch.set_num_threads(other_num_threads)
+            alone = [sample_rows(logits[i : i + 1], [rows[i]])[0] for i in range(32)]
+            assert alone == together
+    finally:
         torch.set_num_threads(num_threads)
-        alone = [sample_rows(logits[i : i + 1], [rows[i]])[0] for i in range(32)]
-        assert alone == together
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
