@@ -42,6 +42,7 @@ from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
 from router.router import Router
 from router.token_stream import TokenStream
+from support.damaged_kv import Harm, HarmfulDialer
 
 BLOCK_SIZE = 4
 CHUNK_TOKENS = 8
@@ -69,6 +70,7 @@ class TrioOptions:
     prefill: PrefillConfig = field(default_factory=PrefillConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     model: PreparedModel | None = None
+    harm: Harm | None = None  # what happens to KV messages on their way to decode workers
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,10 @@ class Trio:
         if self.options.kv == "grpc":
             limit = self.options.transfer.max_message_bytes(runner.layout)
             return {"grpc": GrpcDialer(limit)}
-        return {"inproc": self.network.dialer()}
+        dialer: Dialer = self.network.dialer()
+        if self.options.harm is not None:
+            dialer = HarmfulDialer(dialer, self.options.harm)
+        return {"inproc": dialer}
 
 
 async def eventually(

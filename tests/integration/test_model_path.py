@@ -1,0 +1,146 @@
+"""The whole path on the real engine with tiny random checkpoints.
+
+Oracle: one plain loop over the runner, in the same dtype. In float32 the tokens must be equal in
+every mode, also when parts are computed again (parking by recompute, retries); in bfloat16 they
+must be equal in every mode without a replay (docs/architecture.md says what is promised where).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from decode_worker.config import DecodeConfig
+from engine.block_pool import BlockPool
+from engine.build import build_runner
+from engine.config import EngineConfig
+from engine.modelfiles.prepare import prepare_model
+from pdserve.clock import MonotonicClock
+from pdserve.prepared import PreparedModel
+from pdserve.types import SamplingParams
+from support.fake_engine import generate, make_attempt
+from support.tiny_llama import write_tiny_llama
+from support.trio import Trio, TrioOptions, eventually
+
+GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
+SEEDED = replace(GREEDY, temperature=0.9, top_p=0.95, seed=99)
+BLOCK = 16
+CHUNK = 32
+LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK, 3 * CHUNK + 5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), seed=5)
+
+
+def engine_of(checkpoint: Path, dtype: str, **changes: object) -> EngineConfig:
+    made = EngineConfig(
+        model=str(checkpoint), dtype=dtype, threads=1, block_size=BLOCK, chunk_tokens=CHUNK,
+        kv_memory_mib=8.0, max_model_len=512,
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def prepared(checkpoint: Path, dtype: str) -> PreparedModel:
+    return prepare_model(str(checkpoint), dtype, cache_dir=checkpoint.parent / "cache")
+
+
+def prompt(length: int) -> list[int]:
+    return [(length * 17 + i * 29) % 250 for i in range(length)]
+
+
+async def plain_loop(
+    engine: EngineConfig, model: PreparedModel, prompts: list[list[int]], sampling: SamplingParams
+) -> list[list[int]]:
+    """Each prompt alone, one sequence in the whole engine."""
+    runner = build_runner(engine, model, MonotonicClock())
+    pool = BlockPool(runner.buffers.num_blocks)
+    found = [
+        await generate(
+            runner, pool, make_attempt(ids, sampling=sampling), chunk_tokens=engine.chunk_tokens,
+            max_model_len=512,
+        )
+        for ids in prompts
+    ]  # fmt: skip
+    await runner.close()
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(("mode", "kv"), [("disaggregated", "inproc"), ("disaggregated", "grpc"),
+                                          ("colocated", "inproc")])  # fmt: skip
+async def test_every_mode_gives_the_tokens_of_one_plain_loop(
+    checkpoint: Path, dtype: str, sampling: SamplingParams, mode: str, kv: str
+) -> None:
+    engine, model = engine_of(checkpoint, dtype), prepared(checkpoint, dtype)
+    prompts = [prompt(length) for length in LENGTHS]
+    expected = await plain_loop(engine, model, prompts, sampling)
+    async with Trio(TrioOptions(mode=mode, kv=kv, engine=engine, model=model)) as trio:
+        alone = [(await trio.generate(ids, sampling)).ids for ids in prompts]
+        together = await asyncio.gather(*(trio.generate(ids, sampling) for ids in prompts))
+    assert alone == expected
+    assert [outcome.ids for outcome in together] == expected
+
+
+@pytest.mark.parametrize(("block_size", "chunk_tokens"), [(4, 16), (32, 64), (16, 128)])
+async def test_block_and_chunk_sizes_change_no_token(
+    checkpoint: Path, block_size: int, chunk_tokens: int
+) -> None:
+    model = prepared(checkpoint, "float32")
+    prompts = [prompt(length) for length in LENGTHS]
+    expected = await plain_loop(engine_of(checkpoint, "float32"), model, prompts, SEEDED)
+    other = engine_of(checkpoint, "float32", block_size=block_size, chunk_tokens=chunk_tokens)
+    async with Trio(TrioOptions(engine=other, model=model)) as trio:
+        outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
+    assert [outcome.ids for outcome in outcomes] == expected
+
+
+async def test_thirty_two_at_once_equal_each_alone(checkpoint: Path) -> None:
+    engine, model = engine_of(checkpoint, "float32"), prepared(checkpoint, "float32")
+    prompts = [prompt(3 + 2 * i) for i in range(32)]
+    expected = await plain_loop(engine, model, prompts, GREEDY)
+    async with Trio(TrioOptions(engine=engine, model=model)) as trio:
+        outcomes = await asyncio.gather(*(trio.generate(ids, GREEDY) for ids in prompts))
+    assert [outcome.ids for outcome in outcomes] == expected
+
+
+@pytest.mark.parametrize("parking", ["copy", "recompute"])
+async def test_parking_changes_no_token(checkpoint: Path, parking: str) -> None:
+    engine, model = engine_of(checkpoint, "float32"), prepared(checkpoint, "float32")
+    long = replace(SEEDED, max_tokens=60)
+    prompts = [prompt(14 + i) for i in range(8)]
+    expected = await plain_loop(engine, model, prompts, long)
+    block_mib = 2 * 2 * 2 * 16 * 4 * BLOCK / 2**20  # 2 layers, 2 KV heads of 16, float32
+    small = replace(engine, kv_memory_mib=20 * block_mib, max_model_len=128)
+    options = TrioOptions(
+        engine=engine, decode_engine=small, model=model, decode=DecodeConfig(parking=parking)
+    )
+    async with Trio(options) as trio:
+        outcomes = await asyncio.gather(*(trio.generate(ids, long) for ids in prompts))
+        assert trio.workers["d0"].app.worker.num_parkings > 0  # type: ignore[union-attr]
+    assert [outcome.ids for outcome in outcomes] == expected
+
+
+@pytest.mark.parametrize("victim", ["p0", "d0"])
+@pytest.mark.parametrize("after_tokens", [0, 1, 10])
+async def test_retries_change_no_token(checkpoint: Path, victim: str, after_tokens: int) -> None:
+    engine, model = engine_of(checkpoint, "float32"), prepared(checkpoint, "float32")
+    long = replace(SEEDED, max_tokens=40)
+    ids = prompt(70)
+    (expected,) = await plain_loop(engine, model, [ids], long)
+    async with Trio(TrioOptions(engine=engine, model=model)) as trio:
+        stream = trio.start(ids, long)
+        got: list[int] = []
+        if after_tokens == 0:
+            await eventually(lambda: trio.workers["p0"].app.worker.status().step > 0)
+            await trio.restart(victim)
+        async for token in stream:
+            got.append(token.token_id)
+            if len(got) == after_tokens:
+                await trio.restart(victim)
+    assert got == expected
