@@ -81,9 +81,6 @@ class RouterConfig:
     max_body_bytes: Annotated[
         int, Option("longest request body or message of a client", unit="bytes", low=1024)
     ] = 8 * 1024 * 1024
-    drain_grace_s: Annotated[
-        float, Option("how long running requests may go on when the router stops", unit="s", low=0)
-    ] = 30.0
     pair_bar_s: Annotated[
         float, Option("first pause of a pair that could not move KV; doubles", unit="s", low=0.01)
     ] = 1.0

@@ -76,6 +76,7 @@ class Router:
         self._arrivals = itertools.count(1)
         self._wake_handle: asyncio.Handle | None = None
         self._draining = False
+        self.serving_changed = asyncio.Event()  # set when can_serve() may differ; readers clear it
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -129,6 +130,7 @@ class Router:
     async def drain(self, grace_s: float) -> None:
         """Take on nothing more; let running requests finish for ``grace_s``, then cancel them."""
         self._draining = True
+        self.serving_changed.set()
         self._wake()
         over = asyncio.Event()
         timer = self._timers.at(self._clock.now() + grace_s, over.set)
@@ -174,6 +176,7 @@ class Router:
         roles = (Role.DECODE,) if self._config.is_colocated else (Role.PREFILL, Role.DECODE)
         longest = admission.servable_len(self._model.max_model_len, self._pool.views(), roles)
         self._servable = replace(self._model, max_model_len=longest)
+        self.serving_changed.set()
         self._wake()
 
     # --- dispatch -----------------------------------------------------------------------------

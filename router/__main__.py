@@ -1,0 +1,48 @@
+"""``python -m router``: the router alone in this process; ``--help`` for options.
+
+``pdserve router`` is the same with a ready line and the launcher's care (cluster/). The model must
+be prepared already (``pdserve model prepare``): the router reads only its text part, without torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from pdserve.app import ProcessConfig, serve_until_stopped, stop_signals
+from pdserve.clock import MonotonicClock
+from pdserve.config import build_config
+from pdserve.errors import PdserveError
+from pdserve.flags import FlagParser
+from pdserve.log import LogConfig, setup_logging
+from pdserve.prepared import read_prepared
+from router.app import RouterApp
+from router.config import RouterConfig
+
+
+async def serve(config: RouterConfig, grace_s: float) -> None:
+    """Until a signal stops it."""
+    model = read_prepared(Path(config.model))
+    with stop_signals() as signals:
+        async with RouterApp(config, model, MonotonicClock()) as app:
+            await serve_until_stopped(app, signals, grace_s)
+
+
+def main() -> None:
+    parser = FlagParser("python -m router", "Text and clients outside, workers inside.")
+    for title, cls in (("router", RouterConfig), ("process", ProcessConfig), ("log", LogConfig)):
+        parser.add_options(title, cls)
+    try:
+        sources = parser.parse(sys.argv[1:])
+        beside = (RouterConfig, ProcessConfig, LogConfig)
+        setup_logging(build_config(LogConfig, "router", sources, beside=beside))
+        process = build_config(ProcessConfig, "router", sources, beside=beside)
+        config = build_config(RouterConfig, "router", sources, beside=beside)
+        asyncio.run(serve(config, process.drain_grace_s))
+    except PdserveError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()
