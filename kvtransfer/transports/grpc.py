@@ -41,6 +41,12 @@ class GrpcListener:
         self._listen = listen
         self._advertise = advertise
         self._server: grpc.aio.Server | None = None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        """The port bound, once started."""
+        return self._port
 
     async def start(self, handler: Handler) -> Endpoint:
         """Raises ConfigError if the address cannot be bound."""
@@ -66,6 +72,7 @@ class GrpcListener:
             raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from error
         await server.start()
         self._server = server
+        self._port = port
         if host not in ("127.0.0.1", "localhost", "[::1]", ""):
             _log.warning("kv_listener_beyond_loopback address=%s:%d tls=off", host, port)
         return Endpoint(TRANSPORT, self._address(host, port))
@@ -89,6 +96,10 @@ class GrpcDialer:
     def __init__(self, max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> None:
         self._max_message_bytes = max_message_bytes
         self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def num_channels(self) -> int:
+        return len(self._channels)
 
     async def dial(self, address: str) -> GrpcClientConnection:
         channel = self._channels.get(address)

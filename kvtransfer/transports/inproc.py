@@ -139,6 +139,7 @@ class _Pipe:
         self.is_closed = False
 
     async def put(self, data: bytes) -> None:
+        await asyncio.sleep(0)  # a frame a turn: who else is on this loop gets its turn between
         while len(self._messages) >= MAX_QUEUED_MESSAGES and not self.is_closed:
             await self._change()
         if self.is_closed:

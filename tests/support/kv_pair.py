@@ -194,3 +194,10 @@ async def settle() -> None:
     """Let everything that is ready run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something without an event of its own is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (turns of the loop, not time)
+            await asyncio.sleep(0)
