@@ -186,7 +186,7 @@ async def kv_pair(
     assert pair.reader_pool.num_free == num_blocks, "reader's blocks leaked"
     assert exporter.num_exports == 0
     assert exporter.num_connections == 0
-    left = {task for task in asyncio.all_tasks() - before if "grpc" not in repr(task)}
+    left = asyncio.all_tasks() - before
     assert not left, f"tasks left: {left}"
 
 
