@@ -18,7 +18,7 @@ from kvtransfer.reader_session import ImportedKv, MakeRoom, ReaderSession
 from kvtransfer.store import BlockBuffers
 from kvtransfer.transports.base import Connection, Dialer
 from pdserve.clock import Clock
-from pdserve.errors import PeerUnreachable, TransferError
+from pdserve.errors import PeerUnreachable, TicketExpired, TransferError
 from pdserve.types import Endpoint, TransferTicket, WorkerId
 
 __all__ = ["FinishedAtPrefill", "ImportedKv", "Importer", "MakeRoom"]
@@ -60,6 +60,10 @@ class Importer:
                 StaleEpoch, TicketExpired, TicketUnknown (the decode worker reports KvFailed).
             FinishedAtPrefill: the first token was the last one; there is nothing to take over.
         """
+        if self._buffers.device != "cpu":
+            raise TransferError(f"KV on {self._buffers.device} cannot be written by a KV transfer")
+        if ticket.expires_in_s <= 0:
+            raise TicketExpired(f"{-ticket.expires_in_s:g} s before the read began")
         scope = asyncio.timeout(ticket.expires_in_s)
         reader: ReaderSession | None = None
         try:

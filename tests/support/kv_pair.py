@@ -39,11 +39,10 @@ NUM_BLOCKS = 64
 class ByteBuffers:
     """Satisfies BlockBuffers. Starts filled with noise, so that unwritten bytes show."""
 
-    device = "cpu"
-
     def __init__(self, layout: KVLayout, num_blocks: int, seed: int) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
+        self.device = "cpu"
         self._memory = memoryview(bytearray(random.Random(seed).randbytes(self.num_bytes)))
 
     @property

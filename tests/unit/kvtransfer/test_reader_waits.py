@@ -6,8 +6,17 @@ import pytest
 
 from engine.block_pool import BlockLease
 from kvtransfer.config import TransferConfig
+from kvtransfer.exporter import Exporter
 from kvtransfer.messages import Credit, Finished, FinishedAtPrefill, Ready, Refused
-from pdserve.errors import PeerSilent, PeerUnreachable, TicketExpired, TicketUnknown
+from pdserve.clock import MonotonicClock
+from pdserve.errors import (
+    ConfigError,
+    PeerSilent,
+    PeerUnreachable,
+    TicketExpired,
+    TicketUnknown,
+    TransferError,
+)
 from pdserve.types import Endpoint, TransferTicket
 from support.kv_faults import Talker
 from support.kv_pair import KvPair, kv_pair, settle
@@ -48,6 +57,24 @@ async def test_no_room_within_the_tickets_time() -> None:
         with pytest.raises(TicketExpired, match="no room"):
             await pair.redeem(ticket, rooms.make_room)
         assert rooms.num_waiting == 0
+
+
+async def test_a_ticket_without_time_left_is_not_dialled() -> None:
+    async with kv_pair() as pair:
+        ticket = pair.ticket(NUM_TOKENS, expires_in_s=-1.5)
+        with pytest.raises(TicketExpired, match=r"1\.5 s before"):
+            await pair.redeem(ticket)
+        assert pair.exporter.num_connections == 0
+
+
+async def test_memory_on_a_device_is_refused_at_both_ends() -> None:
+    async with kv_pair() as pair:
+        for buffers in (pair.source, pair.target):
+            buffers.device = "cuda:0"
+        with pytest.raises(TransferError, match="cuda:0"):
+            await pair.redeem(pair.ticket(NUM_TOKENS))
+        with pytest.raises(ConfigError, match="cuda:0"):
+            Exporter(pair.source, MonotonicClock(), pair.config)
 
 
 class WaitingRooms:
