@@ -110,8 +110,11 @@ class Child:
 
     def terminate(self) -> None:
         """Ask it to drain and end."""
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+            self._process.send_signal(number)
 
     async def kill(self) -> None:
         """End it and whatever it has started, at once."""

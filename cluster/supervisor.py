@@ -70,6 +70,11 @@ class Supervisor:
         assert self.report is not None
         return self.report
 
+    def send_signal(self, number: int) -> None:
+        """To the process that runs now; what follows from it is the process's."""
+        if self._child is not None:
+            self._child.send_signal(number)
+
     async def stop(self, grace_s: float) -> None:
         """Terminate, and kill what is not gone after ``grace_s``."""
         await self._let_go()

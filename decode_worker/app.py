@@ -64,7 +64,7 @@ class DecodeApp:
         if self._dialers is None:
             limit = self._config.transfer.max_message_bytes(self._runner.layout)
             self._dialers = {"grpc": GrpcDialer(limit)}
-        importer = Importer(
+        self._importer = importer = Importer(
             self._runner.buffers, self._clock, self._config.transfer,
             self.hello.worker_id, self.hello.incarnation, self._dialers,
         )  # fmt: skip
@@ -86,6 +86,7 @@ class DecodeApp:
             session.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
         await self.worker.close()
+        await self._importer.close()
         for dialer in (self._dialers or {}).values():
             await dialer.close()
 

@@ -188,11 +188,12 @@ class UnknownMessage(ProtocolError):
 
 
 def all_errors() -> dict[str, type[PdserveError]]:
-    """Every class of the tree by its ``code``: what the codec rebuilds errors from."""
+    """Every class of this file by its ``code``: what the codec rebuilds errors from."""
     found: dict[str, type[PdserveError]] = {}
     pending: list[type[PdserveError]] = [PdserveError]
     while pending:
         cls = pending.pop()
-        found.setdefault(cls.code, cls)
+        if cls.__module__ == __name__:
+            found.setdefault(cls.code, cls)
         pending.extend(cls.__subclasses__())
     return found

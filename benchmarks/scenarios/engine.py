@@ -14,6 +14,7 @@ import statistics
 import time
 from dataclasses import replace
 
+from benchmarks.result import ScenarioResult
 from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
 from engine.chunking import next_chunk_len
@@ -22,8 +23,6 @@ from engine.sequence import Sequence
 from engine.step import StepRow, StepRunner
 from pdserve.clock import MonotonicClock
 from pdserve.types import Attempt, Request, RequestId, SamplingParams
-
-from benchmarks.result import ScenarioResult
 
 SUMMARY = "prefill and decode speed of the bare engine"
 

@@ -94,13 +94,13 @@ async def _serve(plan: ServicePlan, spec: ClusterSpec, started_s: float) -> int:
 
 def _announce(plan: ServicePlan, launcher: Launcher, started_s: float) -> None:
     address = launcher.address
+    if plan.serve.ready_file:
+        write_ready_file(Path(plan.serve.ready_file), address, launcher.reports())
     took_s = time.monotonic() - started_s
     say(
         f"serving {address.model_name} ({plan.router.mode}) after {took_s:.1f} s: "
         f"{address.http_url}/v1 and gRPC {address.grpc_target}; Ctrl-C stops"
     )
-    if plan.serve.ready_file:
-        write_ready_file(Path(plan.serve.ready_file), address, launcher.reports())
 
 
 async def _stop(launcher: Launcher, plan: ServicePlan, signals: StopSignals) -> None:

@@ -50,6 +50,17 @@ LINEAR_ROPE_SCALING: dict[str, Any] = {"rope_type": "linear", "factor": 2.0}
 _LINEAR_GAIN = 2.0
 _EMBED_STD = 0.35
 
+_FIXED_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": BOS_TOKEN_ID,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+
 
 def write_tiny_llama(
     folder: Path,
@@ -77,31 +88,23 @@ def write_tiny_llama(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **_FIXED_CONFIG,
         "vocab_size": vocab,
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
         "rope_theta": rope_theta,
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": tied,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": BOS_TOKEN_ID,
-        "eos_token_id": EOS_TOKEN_ID,
         "torch_dtype": dtype,
     }
     if head_dim is not None:
         config["head_dim"] = head_dim
     if rope_scaling is not None:
         config["rope_scaling"] = rope_scaling
-    config.update(config_changes or {})
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", {**config, **(config_changes or {})})
     generation = {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID}
     write_json(folder / "generation_config.json", generation)
     write_text_part(folder, vocab)
