@@ -36,7 +36,6 @@ from prefill_worker.admission import find_fault
 from prefill_worker.config import PrefillConfig
 from prefill_worker.leg import SCHEDULABLE, LegState, PrefillLeg
 from prefill_worker.load import load_of
-from prefill_worker.reader_watch import opened_or_over
 from prefill_worker.scheduler import plan_prefill
 
 _log = logging.getLogger(__name__)
@@ -282,10 +281,13 @@ class PrefillWorker:
 
     async def _follow_reader(self, leg: PrefillLeg, export: Export) -> None:
         """From the offer to the end of the ticket, or until the leg ends otherwise (cancelled)."""
-        if not await opened_or_over(export, self._open_timeout_s):
+        try:
+            async with asyncio.timeout(self._open_timeout_s):
+                await export.wait_opened()
+        except TimeoutError:
             self._fail(leg, PeerSilent(f"no reader within {self._open_timeout_s:g} s"))
             return
-        if leg.state is LegState.WAITING:
+        if leg.state is LegState.WAITING and not export.has_ended:
             leg.state = LegState.QUEUED
             self.loop.wake()
         outcome = await export.outcome()

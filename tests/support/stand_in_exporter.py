@@ -29,7 +29,12 @@ class StandInExport:
 
     # --- what the worker calls ----------------------------------------------------------------
 
+    @property
+    def has_ended(self) -> bool:
+        return self._outcome.done()
+
     async def wait_opened(self) -> None:
+        """As the real one: also once the export has ended."""
         await self._opened.wait()
 
     async def outcome(self) -> ExportOutcome:
@@ -55,7 +60,7 @@ class StandInExport:
     def close(self, code: str, detail: str) -> None:
         if not self._outcome.done():
             self.closed = (code, detail)
-            self._outcome.set_result(ExportOutcome.CLOSED)
+            self._end(ExportOutcome.CLOSED)
 
     # --- what the test plays ------------------------------------------------------------------
 
@@ -63,10 +68,14 @@ class StandInExport:
         self._opened.set()
 
     def ack(self) -> None:
-        self._outcome.set_result(ExportOutcome.ACKED)
+        self._end(ExportOutcome.ACKED)
 
     def expire(self) -> None:
-        self._outcome.set_result(ExportOutcome.EXPIRED)
+        self._end(ExportOutcome.EXPIRED)
+
+    def _end(self, outcome: ExportOutcome) -> None:
+        self._outcome.set_result(outcome)
+        self._opened.set()
 
 
 class StandInExporter:
