@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from engine.sequence import Sequence
+from engine.step import StepRow
 from kvtransfer.exporter import Export
 from pdserve.messages import FirstToken, Submit
 from pdserve.roles import EventSink
@@ -66,6 +67,12 @@ class PrefillLeg:
             sequence.num_computed,
             len(sequence.token_ids),
         )
+
+    def next_row(self, num_tokens: int) -> StepRow:
+        """The next chunk of the prompt; samples if it is the last."""
+        sequence = self.sequence
+        samples = num_tokens == sequence.num_uncomputed
+        return StepRow(sequence, sequence.num_computed, num_tokens, samples)
 
     def record_first_token(self, token: TokenEvent, ended_s: float) -> FirstToken:
         """The report of the first token; kept to be repeated to a later epoch."""

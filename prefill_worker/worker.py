@@ -133,9 +133,7 @@ class PrefillWorker:
         ):
             leg = legs[chunk.index]
             leg.state = LegState.COMPUTING
-            sequence = leg.sequence
-            is_last = chunk.num_tokens == sequence.num_uncomputed
-            rows.append(StepRow(sequence, sequence.num_computed, chunk.num_tokens, is_last))
+            rows.append(leg.next_row(chunk.num_tokens))
         return rows
 
     def apply(
@@ -244,6 +242,9 @@ class PrefillWorker:
             leg.watch.cancel()
 
     def _fail(self, leg: PrefillLeg, error: PdserveError) -> None:
+        _log.info(
+            "prefill_leg_failed request=%s epoch=%d code=%s", leg.request_id, leg.epoch, error.code
+        )
         leg.sink.emit(Failed(leg.request_id, leg.epoch, Leg.PREFILL, error.code, str(error)))
         self._end(leg, str(error))
 
