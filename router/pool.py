@@ -41,7 +41,7 @@ class PoolObserver(Protocol):
     def worker_lost(self, session: WorkerSession, end: SessionEnd) -> None: ...
 
     def workers_changed(self) -> None:
-        """A worker joined or left."""
+        """A worker joined, left or began to drain."""
 
     def pool_changed(self) -> None:
         """A worker reported: something may be dispatched now."""
@@ -129,7 +129,10 @@ class WorkerPool:
         for event in report.events:
             session.settle(event)
             self._observer.worker_event(session, event)
+        was_draining = session.is_draining
         session.end_report(report.status)
+        if session.is_draining != was_draining:
+            self._observer.workers_changed()
         if report.status.step_age_s > self._config.worker_loss_s:
             age_s = report.status.step_age_s
             self._lose(session, SessionEnd(WorkerLost(f"hung: step of {age_s:.1f} s"), died=True))
@@ -144,7 +147,8 @@ class WorkerPool:
             self._check(hello)
             return hello
         except (ProtocolError, ShuttingDown) as error:
-            logger.warning("worker_refused peer=%s error=%s", link.peer, error)
+            level = logging.INFO if isinstance(error, ShuttingDown) else logging.WARNING
+            logger.log(level, "worker_refused peer=%s error=%s", link.peer, error)
             await link.refuse(error)
         except PdserveError as error:  # the carrier's word for a link that broke
             logger.warning("greeting_broken peer=%s error=%s", link.peer, error)
@@ -230,7 +234,9 @@ class WorkerPool:
         session.close(end)
         del self._sessions[session.ref.worker_id]
         self.barred.forget(session.ref.worker_id)
-        logger.warning(
+        # A router that stops loses its workers on purpose.
+        logger.log(
+            logging.INFO if self._closing.is_set() else logging.WARNING,
             "worker_lost worker=%s incarnation=%s error=%s",
             session.ref.worker_id, session.ref.incarnation, end.error,
         )  # fmt: skip

@@ -125,7 +125,7 @@ class Router:
         for session in self._pool.sessions():
             if session.ref.worker_id == worker_id:
                 session.drain(grace_s)
-                self._wake()
+                self.workers_changed()
 
     async def drain(self, grace_s: float) -> None:
         """Take on nothing more; let running requests finish for ``grace_s``, then cancel them."""
@@ -183,7 +183,7 @@ class Router:
 
     def _wake(self) -> None:
         """Dispatch soon: once for all that happens in this turn of the loop."""
-        if self._wake_handle is None:
+        if self._wake_handle is None and len(self._queue):
             self._wake_handle = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:

@@ -1,8 +1,8 @@
 """The router's core on a manual clock, with scripted workers and readers; ends by asserting peace.
 
-    async with RouterBench() as bench:
-        prefill, decode = await bench.join_pair()
-        reader = bench.start([1, 2, 3], max_tokens=4)
+async with RouterBench() as bench:
+    prefill, decode = await bench.join_pair()
+    reader = bench.start([1, 2, 3], max_tokens=4)
 """
 
 from __future__ import annotations
@@ -156,3 +156,18 @@ class RouterBench:
         await decode.commit(to_decode)
         await prefill.end(to_prefill)
         return to_prefill, to_decode
+
+    async def finish(
+        self, reader: Reader, prefill: ScriptedWorker, decode: ScriptedWorker, submit: Submit
+    ) -> None:
+        """From a prefill Submit to the end of four tokens, 10, 11, 12, 13 at their indices."""
+        to_decode = await decode.take_submit(Leg.DECODE)
+        await prefill.admit(submit)
+        await decode.admit(to_decode)
+        first = submit.attempt.first_index
+        await prefill.first_token(submit, 10 + first)
+        await decode.commit(to_decode)
+        await prefill.end(submit)
+        rest = [10 + index for index in range(first, 4)]
+        await decode.tokens(to_decode, first, rest, FinishReason.LENGTH)
+        assert reader.token_ids == [10, 11, 12, 13]

@@ -254,11 +254,12 @@ class ScriptedWorker:
 
     async def end_all(self) -> None:
         """Say Ended for every leg that may end; a leg that nobody stopped is an error."""
+        if self.refused is not None:
+            return  # its session has ended, and with it all its legs
         forgotten = [leg for leg in self.legs if leg.state in ("asked", "open")]
         assert not forgotten, f"{self.hello.worker_id}: nobody stopped {forgotten}"
-        if self.refused is None:
-            keys = [(*_name(leg.submit), leg.submit.leg) for leg in self.legs]
-            await self.report(*(Ended(*key) for key in keys))
+        keys = [(*_name(leg.submit), leg.submit.leg) for leg in self.legs]
+        await self.report(*(Ended(*key) for key in keys))
 
     async def close(self) -> None:
         await self.link.close()
