@@ -33,7 +33,8 @@ class LocalService:
     def __init__(self, plan: ServicePlan, spec: ClusterSpec, *, clock: Clock, say: Say) -> None:
         self._plan = plan
         self._say = say
-        self._env = environment_without(option_variables())
+        # gRPC's own library tells of every connection that ends at a stop; its errors remain.
+        self._env = {"GRPC_VERBOSITY": "ERROR", **environment_without(option_variables())}
         self._clock = clock
         self._router_config = plan.router
         self._address: ServiceAddress | None = None

@@ -32,7 +32,7 @@ class BlockBuffers(Protocol):
 
     @property
     def device(self) -> str:
-        """"cpu" if ``view`` works, else a torch device string."""
+        """A torch device string; ``view`` works for "cpu" alone."""
 
     def view(self, block_id: int) -> memoryview:
         """Writable bytes of one whole block, ``layout.block_bytes`` long, in layout order."""

@@ -9,9 +9,8 @@ Owned by the event loop thread; a running step only reads it. Not covered: how t
 
 from __future__ import annotations
 
-from pdserve.types import Attempt, FinishReason, RequestId, SamplingParams
-
 from engine.block_pool import BlockLease
+from pdserve.types import Attempt, FinishReason, RequestId, SamplingParams
 
 
 class Sequence:

@@ -11,10 +11,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
-from pdserve.types import KVLayout, TokenLogprobs
-
 from engine.block_pool import BlockBuffers
 from engine.sequence import Sequence
+from pdserve.types import KVLayout, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     PdserveError
     ├── ConfigError                an option is unknown, out of range or contradicts another
-    ├── ModelFileError             a model file is missing, truncated, unsupported (names file/tensor/field)
+    ├── ModelFileError             a model file is missing, truncated, unsupported (named)
     ├── RequestError               the fault of one request
     │   ├── InvalidRequest         400 INVALID_ARGUMENT    field and limit named
     │   ├── PayloadTooLarge        413 RESOURCE_EXHAUSTED

@@ -189,15 +189,7 @@ class Ended:
 
 
 WorkerEvent = (
-    Admitted
-    | Busy
-    | FirstToken
-    | Tokens
-    | Committed
-    | KvFailed
-    | Failed
-    | AlreadyCommitted
-    | Ended
+    Admitted | Busy | FirstToken | Tokens | Committed | KvFailed | Failed | AlreadyCommitted | Ended
 )
 
 

@@ -67,7 +67,7 @@ class SamplingParams:
     seed: int = 0  # the router fills one in when the client gave none
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    num_logprobs: int | None = None  # None: no logprobs; 0: of the chosen token; n: and of the n best
+    num_logprobs: int | None = None  # None: off; 0: of the chosen token; n: and of the n best
 
     def __post_init__(self) -> None:
         _require_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
@@ -147,7 +147,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """Shape of the KV of one worker. Two workers may exchange blocks if ``first_difference`` is None.
+    """Shape of the KV of one worker. Two may exchange blocks if ``first_difference`` is None.
 
     One block is contiguous, in the order ``[layer][k, v][kv_head][token][head_dim]``: the order
     string is part of the layout so that another order is refused by name and not misread.
@@ -180,7 +180,8 @@ class KVLayout:
     def first_difference(self, other: KVLayout) -> str | None:
         """Name of the first field in which the two differ, or None."""
         for name in (
-            "order", "dtype", "num_layers", "num_kv_heads", "first_kv_head", "head_dim", "block_size",
+            "order", "dtype", "num_layers", "num_kv_heads", "first_kv_head", "head_dim",
+            "block_size",
         ):  # fmt: skip
             if getattr(self, name) != getattr(other, name):
                 return name
@@ -238,7 +239,7 @@ class WorkerStatus:
     """What a worker says of itself with every step, on change, and at least once a second."""
 
     step: int = 0  # engine steps finished so far
-    step_age_s: float = 0.0  # since the last step ended while there was work, else 0: grows when hung
+    step_age_s: float = 0.0  # since the last step ended if there is work, else 0: grows when hung
     total_blocks: int = 0
     free_blocks: int = 0
     reserved_blocks: int = 0  # promised to admitted attempts; the authority on admission
@@ -329,10 +330,7 @@ class RequestTiming:
     @property
     def first_gap_s(self) -> float:
         return (
-            self.kv_exposed_s
-            + self.decode_queue_s
-            + self.decode_first_step_s
-            + self.token_return_s
+            self.kv_exposed_s + self.decode_queue_s + self.decode_first_step_s + self.token_return_s
         )
 
 
