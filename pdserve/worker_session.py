@@ -103,6 +103,24 @@ async def _dial_and_serve(
     return await serve_session(link, role, clock, leave=leave)
 
 
+def _why_it_ended(error: PdserveError) -> str:
+    """What a link's error says to people. A router that will not have this worker is told apart:
+    every other end, refusals included, is a reason to dial again.
+
+    Raises:
+        IncompatibleWorker: ``error`` is one.
+    """
+    match error:
+        case IncompatibleWorker():
+            raise error
+        case WorkerLost():
+            return f"lost: {error}"
+        case ProtocolError():
+            return f"protocol error: {error}"
+        case _:
+            return f"refused: {error}"
+
+
 async def _sleep_unless(event: asyncio.Event | None, sleep: Coroutine[None, None, None]) -> None:
     waits: set[asyncio.Task[object]] = {asyncio.ensure_future(sleep)}
     if event is not None:
@@ -156,8 +174,8 @@ class _Session:
                 welcome = await self._link.receive()
         except TimeoutError:
             return f"no Welcome within {WELCOME_TIMEOUT_S:g} s"
-        except WorkerLost as error:
-            return f"lost before Welcome: {error}"
+        except PdserveError as error:
+            return f"before Welcome: {_why_it_ended(error)}"
         if not isinstance(welcome, Welcome):
             return f"protocol error: {type(welcome).__name__} instead of Welcome"
         self._heartbeat_s = welcome.heartbeat_s
@@ -200,21 +218,16 @@ class _Session:
                         self._drain_asked.set()
                     case Welcome():
                         return "protocol error: second Welcome"
-        except WorkerLost as error:
-            return f"lost: {error}"
-        except IncompatibleWorker:
-            raise
-        except ProtocolError as error:
-            return f"protocol error: {error}"
+        except PdserveError as error:
+            return _why_it_ended(error)
 
     async def _send(self) -> str:
         try:
             while True:
                 await self._poke.wait()
                 self._poke.clear()
-                goodbye = (
-                    self._goodbye
-                )  # before the outbox: what is emitted before it goes before it
+                # Before the outbox: what is emitted before the goodbye is sent before it.
+                goodbye = self._goodbye
                 events = tuple(self._outbox)
                 self._outbox.clear()
                 status = replace(self._role.status(), last_submit_seq=self._last_submit_seq)
@@ -222,8 +235,8 @@ class _Session:
                 if goodbye is not None:
                     await self._link.send(goodbye)
                     return goodbye.reason
-        except WorkerLost as error:
-            return f"lost: {error}"
+        except PdserveError as error:
+            return _why_it_ended(error)
 
     async def _beat(self) -> None:
         while True:
