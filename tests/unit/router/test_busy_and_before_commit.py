@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pdserve.errors import RetriesExhausted
 from pdserve.types import FinishReason, Leg, Role
 from support.router_bench import RouterBench
 from support.scripted_worker import settle
@@ -225,6 +228,24 @@ async def test_busy_on_a_redeem_from_prefill_means_a_new_attempt() -> None:
         await bench.finish(reader, prefill, decode, fresh)
 
 
+async def test_busy_on_a_redeem_from_decode_cancels_prefill_and_means_a_new_attempt() -> None:
+    async with RouterBench(max_redispatches=1) as bench:
+        prefill, decode = await bench.join_pair()
+        reader = bench.start()
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await prefill.first_token(to_prefill, 10)
+        await decode.kv_failed(to_decode)
+        again = await prefill.take_submit()
+        await prefill.admit(again)
+        await prefill.end(to_prefill)
+        await decode.busy(await decode.take_submit())
+        await prefill.take_cancel(again)
+        await decode.report()
+        fresh = await prefill.take_submit()
+        assert (fresh.attempt.epoch, fresh.attempt.forced_ids) == (3, (10,))
+        await bench.finish(reader, prefill, decode, fresh)
+
+
 async def test_prefill_failed_while_its_redeem_waits_means_a_new_attempt() -> None:
     async with RouterBench(max_redispatches=1) as bench:
         prefill, decode = await bench.join_pair()
@@ -290,3 +311,40 @@ async def test_decode_leg_that_ended_before_a_first_token_that_is_not_the_last()
         assert again.ticket.ticket_id == to_prefill.ticket.ticket_id  # type: ignore[union-attr]
         await prefill.end(to_prefill)
         await bench.finish(reader, prefill, decode, again)
+
+
+async def test_a_new_attempt_remembers_nothing_of_the_one_before() -> None:
+    async with RouterBench() as bench:
+        prefill, decode = await bench.join_pair()
+        reader = bench.start()
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await decode.end(to_decode)  # as if the first token were the last
+        await prefill.fail(to_prefill, "engine_failure")
+        await decode.take_cancel(to_decode)
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await prefill.first_token(to_prefill, 10)
+        assert prefill.inbox == [], "this attempt's decode leg has not ended"
+        await prefill.fail(to_prefill, "engine_failure")
+        await decode.take_cancel(to_decode)
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await prefill.end(to_prefill)  # without a token of this attempt: a failure, the third
+        await decode.take_cancel(to_decode)
+        assert isinstance(reader.error, RetriesExhausted)
+
+
+async def test_a_redeem_takes_no_new_room_at_its_prefill_worker() -> None:
+    async with RouterBench() as bench:
+        prefill, decode = await bench.join_pair()
+        await prefill.report(free_blocks=4)
+        bench.start([1] * 14, max_tokens=4, request_id="redeemed")  # all 4 blocks
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await prefill.report(free_blocks=2)
+        await decode.kv_failed(to_decode)
+        again, held = await prefill.take_submit(), prefill.status
+        await decode.take_submit()
+        prefill.status = replace(held, last_submit_seq=again.submit_seq - 1)
+        other = bench.start([1] * 8, max_tokens=1, request_id="other")
+        assert (await prefill.take_submit()).attempt.request.request_id == "other"
+        for reader in (other, bench.readers[0]):
+            reader.stream.cancel("enough")
+        await prefill.end(to_prefill)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pdserve.errors import DeadlineExceeded, RequestCancelled
 from pdserve.messages import Submit
+from pdserve.types import RequestId
 from support.router_bench import RouterBench
 from support.scripted_worker import ScriptedWorker, settle
 
@@ -74,13 +77,24 @@ async def test_a_deadline_cancels_every_leg(state: str) -> None:
 async def test_cancel_drops_what_the_client_has_not_read() -> None:
     async with RouterBench() as bench:
         prefill, decode = await bench.join_pair()
+        first = bench.start(max_tokens=50)
+        submit, _ = await bench.committed(prefill, decode)
+        unread = bench.router.start(replace(submit.attempt.request, request_id=RequestId("unread")))
+        _, to_decode = await bench.committed(prefill, decode)
+        assert unread.num_buffered == 1
+        unread.cancel("stop string")
+        await decode.take_cancel(to_decode)
+        with pytest.raises(RequestCancelled):
+            await anext(unread)
+        first.stream.cancel("enough")
+
+
+async def test_tokens_on_their_way_when_the_cancel_came_are_dropped() -> None:
+    async with RouterBench() as bench:
+        prefill, decode = await bench.join_pair()
         reader = bench.start(max_tokens=50)
         _, to_decode = await bench.committed(prefill, decode)
-        stream = reader.stream
-        await decode.tokens(to_decode, 1, [11])
-        stream.cancel("stop string")
-        await settle()
-        assert reader.token_ids == [10, 11]
+        reader.stream.cancel("stop string")
         await decode.take_cancel(to_decode)
-        await decode.tokens(to_decode, 2, [12])  # on its way when the cancel came
-        assert reader.token_ids == [10, 11]
+        await decode.tokens(to_decode, 1, [11])
+        assert reader.token_ids == [10]

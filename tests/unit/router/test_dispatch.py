@@ -191,8 +191,8 @@ async def test_a_pair_that_cannot_move_kv_rests_and_rests_longer() -> None:
             await bench.advance(pause_s - 0.1)
             assert (prefill.inbox, decode.inbox) == ([], [])
             await bench.advance(0.1)
-            await prefill.end(to_prefill)
-            to_prefill, to_decode = await bench.dispatched(prefill, decode)
+            old, (to_prefill, to_decode) = to_prefill, await bench.dispatched(prefill, decode)
+            await prefill.end(old)
         await prefill.first_token(to_prefill, 10)
         await decode.commit(to_decode)
         await decode.fail(to_decode, "engine_failure")
@@ -202,6 +202,19 @@ async def test_a_pair_that_cannot_move_kv_rests_and_rests_longer() -> None:
         await bench.advance(1.0)
         await prefill.end(to_prefill)
         await bench.dispatched(prefill, decode)
+        reader.stream.cancel("enough")
+
+
+async def test_a_restarted_worker_is_not_barred_for_what_the_old_one_did() -> None:
+    async with RouterBench() as bench:
+        prefill, decode = await bench.join_pair()
+        reader = bench.start()
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await decode.kv_failed(to_decode, "peer_unreachable")
+        assert prefill.inbox == []
+        new = await bench.join("D1", Role.DECODE, incarnation="b")
+        await bench.dispatched(prefill, new)
+        await prefill.end(to_prefill)
         reader.stream.cancel("enough")
 
 
