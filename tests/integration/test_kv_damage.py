@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.fake_runner import fake_tokens
+from kvtransfer.config import TransferConfig
 from pdserve.errors import RetriesExhausted
 from pdserve.types import SamplingParams
 from support.damaged_kv import Harm
@@ -18,6 +19,8 @@ from support.trio import Trio, TrioOptions
 SAMPLING = SamplingParams(max_tokens=12, ignore_eos=True)
 PROMPT = [(i * 5) % 256 for i in range(27)]
 ORACLE = fake_tokens(PROMPT, SAMPLING, 12)
+BLOCK_BY_BLOCK = TransferConfig(max_frame_bytes=1)  # one frame a block, however fast chunks come
+NUM_MESSAGES = 1 + 7 + 1  # Ready, 27 tokens in blocks of 4, Commit
 
 
 def once(index: int, change: Harm) -> Harm:
@@ -33,10 +36,11 @@ def once(index: int, change: Harm) -> Harm:
     return harm
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(NUM_MESSAGES))
 async def test_line_cut_at_any_message_is_redeemed(index: int) -> None:
-    """Ready, four frames, Commit: the prompt is computed once whatever is cut."""
-    async with Trio(TrioOptions(harm=once(index, lambda n, data: None))) as trio:
+    """The prompt is computed once whatever is cut."""
+    options = TrioOptions(harm=once(index, lambda n, data: None), transfer=BLOCK_BY_BLOCK)
+    async with Trio(options) as trio:
         outcome = await trio.generate(PROMPT, SAMPLING)
         assert outcome.ids == ORACLE
         assert outcome.timing.num_dispatches == 2
@@ -44,7 +48,11 @@ async def test_line_cut_at_any_message_is_redeemed(index: int) -> None:
 
 
 @settings(max_examples=60)
-@given(index=st.integers(0, 5), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(
+    index=st.integers(0, NUM_MESSAGES - 1),
+    where=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
 def test_any_flipped_bit_never_changes_an_answer(index: int, where: float, bit: int) -> None:
     def flip(_n: int, data: bytes) -> bytes:
         damaged = bytearray(data)
@@ -52,7 +60,7 @@ def test_any_flipped_bit_never_changes_an_answer(index: int, where: float, bit: 
         return bytes(damaged)
 
     async def run() -> None:
-        async with Trio(TrioOptions(harm=once(index, flip))) as trio:
+        async with Trio(TrioOptions(harm=once(index, flip), transfer=BLOCK_BY_BLOCK)) as trio:
             assert (await trio.generate(PROMPT, SAMPLING)).ids == ORACLE
 
     asyncio.run(run())
