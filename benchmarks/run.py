@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Protocol, cast
 
 from benchmarks.result import ScenarioResult
+from benchmarks.table import table
 
 SCENARIOS = ("engine", "service", "transport", "cancel")
 
@@ -53,14 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(record))
     return 0
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in aligned columns; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def surroundings() -> dict[str, object]:
