@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        print(importlib.metadata.version("pdserve"))
+        print(_version())
         return 0
     try:
         if name not in COMMANDS:
@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pdserve")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed: running from a checkout"
 
 
 def _usage() -> str:
