@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder to ``ModelConfig``, for ``LlamaForCausalLM``.
+"""config.json of a Hugging Face folder to ``ModelConfig``: Llama, and Mistral without its window.
 
 A field whose value would change what the model computes is either honoured or refused by name.
 Both spellings of the rotary settings are read: ``rope_theta`` + ``rope_scaling``, and the newer
@@ -42,6 +42,9 @@ _PLAIN_LLAMA: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "alibi": (False,),
 }
+_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+# Mistral's defaults differ from Llama's here (an absent window means 4096), so none is guessed.
+_MISTRAL_STATED = ("sliding_window", "num_key_value_heads", "max_position_embeddings")
 _ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3"}
 _ROPE_FIELDS = {
     "none": frozenset[str](),
@@ -88,13 +91,18 @@ def parse_hf_config(where: str, document: Mapping[str, Any]) -> ModelConfig:
 
 def _check_architecture(fields: FieldReader) -> None:
     model_type = fields.text("model_type", "absent")
-    if model_type != "llama":
-        raise fields.error("model_type", f"{model_type!r}; only 'llama' is supported")
-    architectures = fields.values.get("architectures", ["LlamaForCausalLM"])
-    if architectures != ["LlamaForCausalLM"]:
+    if model_type not in _CLASSES:
+        raise fields.error("model_type", f"{model_type!r}; of {sorted(_CLASSES)} only")
+    expected = [_CLASSES[model_type]]
+    architectures = fields.values.get("architectures", expected)
+    if architectures != expected:
         raise fields.error(
-            "architectures", f"{shorten(architectures)}; only ['LlamaForCausalLM'] is supported"
+            "architectures", f"{shorten(architectures)}; only {expected} is supported"
         )
+    if model_type == "mistral":
+        for name in _MISTRAL_STATED:
+            if name not in fields.values:
+                raise fields.error(name, "missing")
     auto_map = fields.values.get("auto_map")
     if isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map:
         raise fields.error("auto_map", "the model brings its own code, which is never run")

@@ -116,7 +116,7 @@ def test_rope_theta_from_rope_parameters_alone() -> None:
         {"logits_scaling": 8.0},
         {"num_local_experts": 8},
         {"no_rope_layers": [1, 0]},
-        {"model_type": "mistral"},
+        {"model_type": "gemma"},
         {"model_type": None},
         {"architectures": ["LlamaForSequenceClassification"]},
         {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
@@ -138,6 +138,28 @@ def test_what_would_change_the_output_is_refused_by_name(changes: dict[str, Any]
 )
 def test_plain_values_are_accepted(changes: dict[str, Any]) -> None:
     assert parse(**changes) == PLAIN
+
+
+MISTRAL = {**TINY, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
+def test_mistral_without_a_window_is_a_plain_llama() -> None:
+    assert parse_hf_config("config.json", {**MISTRAL, "sliding_window": None}) == PLAIN
+
+
+def test_mistral_with_a_window_is_refused_by_name() -> None:
+    with pytest.raises(ModelFileError, match="field sliding_window: 4096"):
+        parse_hf_config("config.json", {**MISTRAL, "sliding_window": 4096})
+
+
+@pytest.mark.parametrize(
+    "field", ["sliding_window", "num_key_value_heads", "max_position_embeddings"]
+)
+def test_mistral_states_what_llama_would_default_otherwise(field: str) -> None:
+    document = {**MISTRAL, "sliding_window": None}
+    del document[field]
+    with pytest.raises(ModelFileError, match=f"field {field}: missing"):
+        parse_hf_config("config.json", document)
 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su", "mrope"])
