@@ -34,6 +34,7 @@ class ServiceFacts:
     http_url: str
     grpc_target: str
     model: str
+    worker_pids: tuple[tuple[str, int], ...] = ()  # (role, process id) at the start
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +49,8 @@ async def started_service(flags: Sequence[str]) -> AsyncIterator[ServiceFacts]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cluster", "serve", *_FIXED, *flags,
             f"--ready-file={ready}", f"--parent-pid={os.getpid()}",
-            cwd=_ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            cwd=_ROOT, env={"GRPC_VERBOSITY": "ERROR", **os.environ},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         up = asyncio.Event()
@@ -56,7 +58,12 @@ async def started_service(flags: Sequence[str]) -> AsyncIterator[ServiceFacts]:
         try:
             await _wait_up(up, reading)
             document = json.loads(ready.read_text(encoding="utf-8"))
-            yield ServiceFacts(document["http_url"], document["grpc_target"], document["model"])
+            yield ServiceFacts(
+                document["http_url"],
+                document["grpc_target"],
+                document["model"],
+                tuple((worker["role"], worker["pid"]) for worker in document["workers"]),
+            )
         finally:
             await _stop(process)
             await reading
