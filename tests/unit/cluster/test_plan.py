@@ -129,6 +129,15 @@ def test_a_wrong_key_in_any_table_is_refused(tmp_path: Path) -> None:
             plan_of(f"--config={file}")
 
 
+def test_kv_cannot_travel_between_devices() -> None:
+    host = Host((0, 1), num_cuda_devices=2)
+    for flag in ("--device=cuda", "--decode-device=cuda:0"):
+        with pytest.raises(ConfigError, match="need --mode colocated"):
+            plan_of(flag).cluster_spec(host)
+    spec = plan_of("--device=cuda", "--mode=colocated", "--decode-workers=2").cluster_spec(host)
+    assert [worker.device for worker in spec.workers] == ["cuda:0", "cuda:1"]
+
+
 def test_roles_know_what_they_need() -> None:
     assert plan_of("--device=cuda").wants_cuda()
     assert not plan_of("--mode=colocated", "--prefill-device=cuda").wants_cuda()
