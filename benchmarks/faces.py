@@ -63,12 +63,15 @@ class GrpcFace:
 class HttpFace:
     """``url`` with or without /v1. ``model`` empty: the first the server names."""
 
-    def __init__(self, url: str, model: str = "") -> None:
+    def __init__(
+        self, url: str, model: str = "", *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         base = url.rstrip("/").removesuffix("/v1")
         # One connection for each running request; deadlines are the caller's.
         self._client = httpx.AsyncClient(
-            base_url=base, timeout=None, limits=httpx.Limits(max_connections=None)
-        )
+            base_url=base, timeout=None, limits=httpx.Limits(max_connections=None),
+            transport=transport,
+        )  # fmt: skip
         self._model = model
 
     async def vocab_size(self) -> int:

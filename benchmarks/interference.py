@@ -31,7 +31,7 @@ class InterferencePlan:
     long_output_tokens: int
     every_s: float
     phase_s: float  # length of the quiet and of the loaded phase
-    settle_s: float = 2.0
+    settle_s: float  # streams alone before that, not counted
 
     @property
     def num_long(self) -> int:
@@ -59,9 +59,9 @@ async def run_interference(
 
     async def stream(number: int) -> None:
         for job in _steady_jobs(plan, vocab_size, f"{seed} steady {number}"):
-            if stop.is_set():
-                return
             records.append(await sender.send(job, kind=STEADY))
+            if stop.is_set() or records[-1].error:  # a stream that failed does not hammer on
+                return
 
     long_jobs = draw_jobs(
         plan.num_long, num_prompt_tokens=plan.long_prompt_tokens,

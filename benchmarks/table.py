@@ -18,10 +18,12 @@ def spread_cell(values: Sequence[float]) -> str:
     """One value as it is, several as "median (min-max)", none as "-"."""
     if not values:
         return "-"
-    median = number(statistics.median(values))
+    median = statistics.median(values)
+    if all(isinstance(value, int) for value in values) and median == int(median):
+        median = int(median)
     if len(values) == 1:
-        return median
-    return f"{median} ({number(min(values))}-{number(max(values))})"
+        return number(median)
+    return f"{number(median)} ({number(min(values))}-{number(max(values))})"
 
 
 def number(value: float) -> str:

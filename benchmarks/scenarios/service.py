@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mixed.add_argument("--long-osl", type=int, default=16)
     mixed.add_argument("--every-s", type=float, default=3.0, help="between long prompts")
     mixed.add_argument("--phase-s", type=float, default=30.0, help="quiet, and loaded")
+    mixed.add_argument("--settle-s", type=float, default=2.0, help="streams alone, not counted")
     output = parser.add_argument_group("output")
     output.add_argument("--rounds", type=int, default=1)
     output.add_argument("--timeline", type=float, metavar="S", help="print slices of S seconds")
@@ -148,6 +149,7 @@ class InterferenceLoad:
             num_streams=args.streams, steady_prompt_tokens=args.steady_isl,
             steady_output_tokens=args.steady_osl, long_prompt_tokens=args.long_isl,
             long_output_tokens=args.long_osl, every_s=args.every_s, phase_s=args.phase_s,
+            settle_s=args.settle_s,
         )  # fmt: skip
 
     async def run(self, face: ServiceFace, number: int) -> list[RequestRecord]:
@@ -166,7 +168,7 @@ class InterferenceLoad:
 
     def describe(self) -> dict[str, object]:
         names = ("streams", "steady_isl", "steady_osl", "long_isl", "long_osl", "every_s",
-                 "phase_s", "warmup", "seed")  # fmt: skip
+                 "phase_s", "settle_s", "warmup", "seed")  # fmt: skip
         return {name: getattr(self._args, name) for name in names}
 
 

@@ -1,0 +1,71 @@
+"""The scenarios ``service`` and ``cancel`` run on the fake engine and tell what they promise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.result import ScenarioResult
+from benchmarks.run import Scenario
+from benchmarks.scenarios import cancel, service
+
+FAKE = ["--", "--engine=fake", "--kv-memory=4"]
+
+
+def run_scenario(scenario: Scenario, *arguments: str) -> ScenarioResult:
+    parser = argparse.ArgumentParser()
+    scenario.add_arguments(parser)
+    result = scenario.run(parser.parse_args(list(arguments)))
+    assert len({len(row) for row in result.rows}) == 1
+    return ScenarioResult(result.rows, json.loads(json.dumps(result.data)))
+
+
+def run_service(folder: Path, *arguments: str) -> tuple[ScenarioResult, list[dict[str, list]]]:  # type: ignore[type-arg]
+    """The result, and the turns in its raw file."""
+    raw = folder / "raw.json"
+    small = ["--num-requests=6", "--isl=40", "--osl=5", "--warmup=1", f"--raw={raw}"]
+    result = run_scenario(service, *small, *arguments)
+    assert result.data["raw"] == str(raw)
+    return result, json.loads(raw.read_text())
+
+
+def test_service_counts_every_request_and_its_kv(tmp_path: Path) -> None:
+    result, turns = run_service(tmp_path, "--concurrency=2", *FAKE)
+    requests = turns[0]["requests"]
+    assert [(r["error"], sum(n for _, n in r["arrivals"])) for r in requests] == [("", 5)] * 6
+    assert {r["timing"]["kv_tokens"] for r in requests} == {40}
+    rows = {row[0]: row[1] for row in result.rows}
+    assert rows["requests done"] == "6"
+    assert rows["errors"] == "none"
+    assert {"TTFT p50 ms", "ITL p99 ms", "E2E p90 ms", "KV transfer p50 ms"} <= rows.keys()
+
+
+def test_service_by_http_at_a_rate(tmp_path: Path) -> None:
+    _, turns = run_service(tmp_path, "--face=http", "--rate=100", *FAKE, "--mode=colocated")
+    requests = turns[0]["requests"]
+    assert [(r["error"], sum(n for _, n in r["arrivals"])) for r in requests] == [("", 5)] * 6
+    assert {r["timing"]["kv_bytes"] for r in requests} == {0}
+
+
+def test_comparison_under_interference(tmp_path: Path) -> None:
+    result, turns = run_service(
+        tmp_path, "--compare", "--interference", "--streams=2", "--steady-osl=20",
+        "--phase-s=0.4", "--every-s=0.2", "--long-isl=300", "--long-osl=2",
+        "--settle-s=0.1", *FAKE,
+    )  # fmt: skip
+    assert len(result.rows[0]) == 4  # names and three setups
+    for turn in turns:
+        kinds = [request["kind"] for request in turn["requests"]]
+        assert kinds.count("long") == 2
+        assert kinds.count("steady") >= 2
+        assert not [request for request in turn["requests"] if request["error"]]
+
+
+def test_cancel_gives_everything_back_in_every_phase() -> None:
+    result = run_scenario(
+        cancel, "--streams=4", "--isl=600", "--osl=300", "--repeat=1", *FAKE
+    )  # fmt: skip
+    assert [row[0] for row in result.rows[1:]] == list(cancel.PHASES)
+    assert all(len(each) == 1 for each in result.data["seconds"].values())  # type: ignore[attr-defined]
+    assert result.data["blocks_held"]["decode"][0] >= 4 * 38  # type: ignore[index]
