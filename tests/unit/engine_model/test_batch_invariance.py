@@ -32,6 +32,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     # MKL splits a product of 24 columns among three threads so that sums change
     "one kv head of 24": {"num_heads": 3, "num_kv_heads": 1, "hidden": 72, "head_dim": 24},
     "no gqa, untied": {"num_heads": 4, "num_kv_heads": 4, "tied": False},
+    "mistral": {
+        "config_changes": {
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral",
+            "sliding_window": None,
+        },
+    },
 }  # fmt: skip
 
 
