@@ -142,6 +142,8 @@ class WorkerPool:
         """The Hello of a worker that fits; None after closing the link of another."""
         try:
             hello = await self._first_message(link)
+            if self._closing.is_set():  # since the Hello came: nobody would end this session
+                raise ShuttingDown("the router stops")
             if not isinstance(hello, Hello):
                 raise ProtocolError(f"the first message is a {type(hello).__name__}, not Hello")
             self._check(hello)
@@ -171,7 +173,7 @@ class WorkerPool:
         finally:
             receive.cancel()
             closing.cancel()
-            await asyncio.wait({receive, closing})
+            await asyncio.gather(receive, closing, return_exceptions=True)
 
     def _check(self, hello: Hello) -> None:
         """Raises:
@@ -234,9 +236,9 @@ class WorkerPool:
         session.close(end)
         del self._sessions[session.ref.worker_id]
         self.barred.forget(session.ref.worker_id)
-        # A router that stops loses its workers on purpose.
+        # A worker that said goodbye and a router that stops end a session on purpose.
         logger.log(
-            logging.INFO if self._closing.is_set() else logging.WARNING,
+            logging.WARNING if end.died else logging.INFO,
             "worker_lost worker=%s incarnation=%s error=%s",
             session.ref.worker_id, session.ref.incarnation, end.error,
         )  # fmt: skip
