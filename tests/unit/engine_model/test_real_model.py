@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.model_runner import ModelRunner
 from engine.modelfiles.prepare import prepare_model
+from engine.modelfiles.weights import map_weights
 from pdserve.prepared import PreparedModel
 from pdserve.types import SamplingParams
 from support.model_steps import StepDriver
@@ -86,3 +90,33 @@ async def test_rows_are_the_same_alone_and_together(
     assert tokens[:3] == expected
     for sequence in sequences:
         sequence.lease.release()
+
+
+def test_both_weight_formats_prepare_the_same_bits(
+    peer: Any, smollm2: PreparedModel, tmp_path: Path
+) -> None:
+    """As a Hugging Face folder, written from transformers' reading: so its tokens are the same."""
+    folder = tmp_path / "SmolLM2"
+    folder.mkdir()
+    config = peer.config.to_dict()
+    config.pop("quantization_config", None)
+    # GGUF keeps the epsilon in float32; a published config.json says 1e-05.
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "float32",
+        "rms_norm_eps": 1e-05,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = {
+        name: tensor.contiguous()
+        for name, tensor in peer.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embedding
+    }
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(smollm2.tokenizer_path, folder / "tokenizer.json")
+    from_folder = prepare_model(str(folder), "float32", cache_dir=tmp_path / "cache")
+    assert from_folder.config == smollm2.config
+    ours, theirs = map_weights(smollm2), map_weights(from_folder)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
