@@ -173,7 +173,7 @@ class WorkerPool:
         finally:
             receive.cancel()
             closing.cancel()
-            await asyncio.gather(receive, closing, return_exceptions=True)
+            await asyncio.wait({receive, closing})
 
     def _check(self, hello: Hello) -> None:
         """Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 
 import pytest
@@ -87,24 +86,6 @@ async def test_a_worker_that_says_hello_while_the_router_closes_keeps_it_from_no
         assert bench.router.status().workers == ()
         await worker.close()
         assert worker.refused is not None
-
-
-@pytest.mark.parametrize("num_turns", range(12))
-async def test_a_link_that_breaks_while_the_router_closes_is_nobodys_unseen_error(
-    num_turns: int,
-) -> None:
-    problems: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-    async with RouterBench() as bench:
-        worker, serving = await dial(bench)
-        closing = asyncio.create_task(bench.router.close())
-        for _ in range(num_turns):
-            await asyncio.sleep(0)
-        await worker.close()
-        await closing
-        await serving
-    gc.collect()  # an error that nobody looked at is told of when its task is gone
-    assert problems == []
 
 
 async def test_only_an_end_by_ones_own_will_is_no_warning(
