@@ -169,3 +169,46 @@ async def test_the_ledger_of_a_stream_adds_up_on_the_routers_clock() -> None:
         assert timing.token_return_s == pytest.approx(0.25)
         assert timing.total_s == pytest.approx(7.75)
         assert (timing.kv_bytes, timing.num_generated_tokens) == (5000, 3)
+
+
+@pytest.mark.parametrize("fails", ["before the first token", "before the commit", "after it"])
+async def test_the_parts_of_a_request_that_was_tried_again_add_up(fails: str) -> None:
+    async with RouterBench(worker_loss_s=1000.0) as bench:
+        prefill, decode = await bench.join_pair()
+        reader = bench.start(max_tokens=4, tokenize_s=0.5)
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await bench.advance(1.0)
+        first_s = 1.0
+        if fails == "before the first token":
+            await prefill.fail(to_prefill, "engine_failure")
+            await decode.take_cancel(to_decode)
+        else:
+            await prefill.first_token(to_prefill, 10, timing=PrefillTiming(0.25, 0.5))
+            if fails == "after it":
+                await bench.advance(2.0)
+                await decode.commit(to_decode)
+                await prefill.end(to_prefill)
+            await decode.fail(to_decode, "engine_failure")
+        old, (to_prefill, to_decode) = to_prefill, await bench.dispatched(prefill, decode)
+        await bench.advance(4.0)
+        index = to_prefill.attempt.first_index
+        await prefill.first_token(to_prefill, 10 + index, timing=PrefillTiming(0.5, 9.0))
+        if fails == "before the first token":
+            first_s = 5.0
+        await bench.advance(8.0)
+        await decode.commit(to_decode)
+        await prefill.end(to_prefill)
+        if fails == "before the commit":
+            await prefill.end(old)
+        await bench.advance(16.0)
+        rest = list(range(11 + index, 14))
+        timing = DecodeTiming(0.25, 99.0)
+        await decode.tokens(to_decode, index + 1, rest, FinishReason.LENGTH, timing)
+        assert reader.token_ids == [10, 11, 12, 13]
+        ledger = reader.stream.timing
+        assert ledger.num_dispatches == 2
+        assert ledger.ttft_s == 0.5 + first_s
+        second_s = {"before the first token": 29.0, "before the commit": 29.0, "after it": 7.0}
+        assert ledger.first_gap_s == second_s[fails] - first_s
+        end_s = {"before the first token": 29.0, "before the commit": 29.0, "after it": 31.0}
+        assert ledger.total_s == 0.5 + end_s[fails]
