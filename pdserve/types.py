@@ -81,7 +81,7 @@ class SamplingParams:
         _require("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _require_int("seed", self.seed, 0, 2**63 - 1)
         if self.num_logprobs is not None:
-            _require_int("logprobs", self.num_logprobs, 0, MAX_LOGPROBS)
+            _require_int("num_logprobs", self.num_logprobs, 0, MAX_LOGPROBS)
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} ids")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

@@ -57,7 +57,10 @@ def completion_job(body: CompletionRequest, request_id: RequestId) -> TextJob:
     _refuse("suffix", body.suffix, "is not supported")
     _refuse("best_of", body.best_of not in (None, 1), "only 1 is supported")
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _job(body, _prompt(body.prompt), max_tokens, body.logprobs, request_id)
+    num_logprobs = body.logprobs
+    if num_logprobs is not None:
+        _check_num_logprobs("logprobs", num_logprobs)
+    return _job(body, _prompt(body.prompt), max_tokens, num_logprobs, request_id)
 
 
 def chat_job(body: ChatRequest, request_id: RequestId) -> TextJob:
@@ -150,9 +153,14 @@ def _chat_logprobs(body: ChatRequest) -> int | None:
         _refuse("top_logprobs", body.top_logprobs, "needs logprobs to be true")
         return None
     num_top = body.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise InvalidRequest("top_logprobs", f"must lie in [0, {MAX_LOGPROBS}], not {num_top}")
+    _check_num_logprobs("top_logprobs", num_top)
     return num_top
+
+
+def _check_num_logprobs(field: str, num_logprobs: int) -> None:
+    """Each endpoint has a name of its own for it."""
+    if not 0 <= num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(field, f"must lie in [0, {MAX_LOGPROBS}], not {num_logprobs}")
 
 
 def _prompt(prompt: str | list[int | str | list[int]]) -> Prompt:
