@@ -155,9 +155,11 @@ def _own_devices(group: WorkerGroup) -> tuple[int, ...]:
 
 def _take(device: int, worker: str, taken: dict[int, str], host: Host) -> None:
     if device >= host.num_cuda_devices:
-        raise ConfigError(f"no CUDA device {device} for {worker}; {_there_are(host)}")
+        raise ConfigError(f"device: no CUDA device {device} for {worker}; {_there_are(host)}")
     if device in taken:
-        raise ConfigError(f"CUDA device {device} is asked for by {taken[device]} and {worker}")
+        raise ConfigError(
+            f"device: CUDA device {device} is asked for by {taken[device]} and {worker}"
+        )
     taken[device] = worker
 
 
@@ -168,7 +170,8 @@ def _too_few(groups: tuple[WorkerGroup, ...], host: Host, devices: str) -> str:
     own = [f"--{group.role}-devices {group.devices}" for group in groups if group.devices]
     limit += f" ({', '.join(own)})" if own else ""
     return (
-        f"{workers} worker(s) need {sum(count for count, _ in counts)} CUDA devices, one each; "
+        f"device: {workers} worker(s) need {sum(count for count, _ in counts)} CUDA devices, "
+        "one each; "
         f"{_there_are(host)}{limit}"
     )
 

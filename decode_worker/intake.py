@@ -18,7 +18,7 @@ from engine.sequence import Sequence
 from kvtransfer.importer import ImportedKv, Importer
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FinishedAtPrefill
-from pdserve.errors import FrameCorrupt, PdserveError, TransferError
+from pdserve.errors import EngineFailure, FrameCorrupt, PdserveError, TransferError
 from pdserve.messages import Committed, KvFailed, Tokens
 from pdserve.types import KVLayout, TokenEvent, TransferTicket
 
@@ -106,6 +106,8 @@ class Intake:
             self._owner.end(leg)
         except TransferError as error:
             self._report_failure(leg, ticket, error)
+        except EngineFailure as error:  # this worker's device could not copy
+            self._owner.fail(leg, error.code, str(error))
         except asyncio.CancelledError:
             for lease in leases:  # a read that had just ended when the cancel came
                 lease.release()

@@ -1,7 +1,8 @@
 """Parking: the KV of a sequence moved to host memory, exactly, and back.
 
-Only blocks that hold computed tokens are copied. On a device whose memory the host cannot view
-(CUDA) nothing can be copied here and the worker recomputes instead (worker.py). Not covered: disk.
+Only blocks that hold computed tokens are copied. Parking happens within one turn of the event loop;
+a copy from a device's memory does not fit in one, so on a GPU nothing is copied and the KV is
+computed again instead (planning.py). Not covered: disk.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepAssembler:
-    """Builds steps. ``copies``: park by copying to host memory where the host can see the pool."""
+    """Builds steps. ``copies``: park by copying where the host addresses the pool (no GPU)."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class StepAssembler:
         self._pool = pool
         self._chunk_tokens = chunk_tokens
         self._step_tokens = step_tokens
-        self._copies = copies and buffers.device == "cpu"
+        self._copies = copies and buffers.copier is None
         self.num_parkings = 0
 
     def assemble(self, owned: SequenceOf[DecodeLeg]) -> list[StepRow]:

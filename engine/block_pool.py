@@ -16,13 +16,34 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from pdserve.types import KVLayout
 
 
+class BlockCopier(Protocol):
+    """Copies between host memory and blocks that the host cannot address (on a CUDA device).
+
+    Copies run beside the event loop. A copy that has begun has ended when the call returns or
+    raises, also when its caller is cancelled: pin the blocks for the call and they stay.
+    """
+
+    def staging(self, num_bytes: int) -> memoryview:
+        """Writable host memory that copies go through fastest; free when no longer referred to."""
+
+    async def read(self, block_ids: SequenceOf[int], out: memoryview) -> None:
+        """Copy whole blocks out, one after another. Raises EngineFailure."""
+
+    async def write(self, block_ids: SequenceOf[int], data: memoryview) -> None:
+        """Copy whole blocks in. Raises EngineFailure: their content is undefined then."""
+
+
 class BlockBuffers(Protocol):
-    """The memory behind the pool, as the road (kvtransfer) sees it: no tensors."""
+    """The memory behind the pool, as the road (kvtransfer) sees it: no tensors.
+
+    Either the host addresses it (``copier`` is None, use ``view``) or it does not (use ``copier``).
+    """
 
     @property
     def layout(self) -> KVLayout: ...
@@ -32,10 +53,16 @@ class BlockBuffers(Protocol):
 
     @property
     def device(self) -> str:
-        """A torch device string; ``view`` works for "cpu" alone."""
+        """A torch device string, for people."""
+
+    @property
+    def copier(self) -> BlockCopier | None: ...
 
     def view(self, block_id: int) -> memoryview:
-        """Writable bytes of one whole block, ``layout.block_bytes`` long, in layout order."""
+        """Writable bytes of one whole block, ``layout.block_bytes`` long, in layout order.
+
+        Raises ValueError if there is a ``copier``.
+        """
 
 
 class BlockPool:

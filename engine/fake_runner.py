@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from weakref import WeakKeyDictionary
 
-from engine.block_pool import BlockLease
+from engine.block_pool import BlockCopier, BlockLease
 from engine.fake_model import EOS_TOKEN_ID
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
@@ -58,6 +58,7 @@ class FakeBuffers:
         self.layout = layout
         self.num_blocks = num_blocks
         self.device = "cpu"
+        self.copier: BlockCopier | None = None
         self._memory = memoryview(bytearray(num_blocks * layout.block_bytes))
 
     def view(self, block_id: int) -> memoryview:

@@ -4,9 +4,9 @@
 
 One block is contiguous, in ``KVLayout.order``. The block after the last is never leased and stays
 zero: batches of unequal length point there where a sequence has no block. On a CPU the memory is
-an anonymous mapping: page aligned, and pages exist once they are written. Satisfies BlockBuffers.
-Knows nothing of who holds which block (block_pool.py). Not covered: memory shared between
-processes.
+an anonymous mapping: page aligned, and pages exist once they are written. On another device blocks
+are copied through host memory (staged_blocks.py). Satisfies BlockBuffers. Knows nothing of who
+holds which block (block_pool.py). Not covered: memory shared between processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import mmap
 
 import torch
 
+from engine.devices import wait_for_device
+from engine.staged_blocks import StagedBlocks
 from pdserve.types import KVLayout
 
 TORCH_DTYPES = {
@@ -25,7 +27,7 @@ TORCH_DTYPES = {
 
 
 class KvCache:
-    """KV of ``num_blocks`` blocks on ``device``.
+    """KV of ``num_blocks`` blocks on ``device``; ``close`` when no copy runs.
 
     Raises:
         MemoryError, OSError, torch.OutOfMemoryError: the memory is not there.
@@ -48,6 +50,8 @@ class KvCache:
             self.blocks = torch.frombuffer(mapping, dtype=dtype).view(shape)
         else:
             self.blocks = torch.zeros(shape, dtype=dtype, device=device)
+            wait_for_device(device)  # copies run on another stream
+        self._copier = StagedBlocks(self.blocks) if self._bytes is None else None
 
     @property
     def layout(self) -> KVLayout:
@@ -66,6 +70,11 @@ class KvCache:
     def device(self) -> str:
         return str(self._device)
 
+    @property
+    def copier(self) -> StagedBlocks | None:
+        """None on a CPU."""
+        return self._copier
+
     def view(self, block_id: int) -> memoryview:
         """Writable bytes of one block.
 
@@ -79,6 +88,11 @@ class KvCache:
             raise IndexError(f"block_id: {block_id}, the pool holds {self._num_blocks}")
         start = block_id * self._layout.block_bytes
         return self._bytes[start : start + self._layout.block_bytes]
+
+    def close(self) -> None:
+        """End the thread that copies, if there is one."""
+        if self._copier is not None:
+            self._copier.close()
 
     def token_rows(self, layer: int) -> torch.Tensor:
         """Rows [_, head_dim], from ``layer`` on; row numbers of batch_plan.py fit every layer."""

@@ -1,7 +1,8 @@
 """The real engine behind StepRunner: a Llama model, its KV pool, and one thread that computes.
 
 ``run`` reads the sequences and lays out the batch on the event loop (batch_plan.py,
-logit_edits.py), then hands the rest to the engine thread, which alone touches tensors. Anything
+logit_edits.py), then hands the rest to the engine thread, which alone computes. On a CUDA device
+too a step has ended when ``run`` returns or raises: nothing it started still writes KV. Anything
 torch raises there comes out of ``run``; the step loop makes an EngineFailure of it.
 
 ``build_model_runner`` turns options into a runner. Not covered: several devices a model, sharing
@@ -23,6 +24,7 @@ from engine.attention import choose_row_padding
 from engine.batch_plan import BatchPlan, plan_batch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
+from engine.devices import free_bytes, parse_device, wait_for_device
 from engine.kv_cache import KvCache
 from engine.linear import choose_kernel
 from engine.logit_edits import plan_edits
@@ -105,6 +107,7 @@ class ModelRunner:
         """Wait for the running step, if any, and end the thread."""
         await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
         self._thread.shutdown()
+        self.buffers.close()
 
     def warm_up(self) -> None:
         """Compute a chunk and a decode step, so that no request waits for kernels to be made.
@@ -156,9 +159,12 @@ class ModelRunner:
         return SamplingRow(sequence.sampling, sequence.num_generated, edits)
 
     def _step(self, plan: BatchPlan, rows: SequenceOf[SamplingRow]) -> list[SampledToken]:
-        with torch.inference_mode():
-            logits = self._model.forward(plan, self.buffers)
-            return sample(logits, rows) if rows else []
+        try:
+            with torch.inference_mode():
+                logits = self._model.forward(plan, self.buffers)
+                return sample(logits, rows) if rows else []
+        finally:  # a step without samples waits for nothing else, nor does one that raised
+            wait_for_device(self._device)
 
 
 def _enter_thread(num_threads: int, cpus: tuple[int, ...]) -> None:
@@ -179,14 +185,14 @@ def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRu
         ConfigError: the device is absent or the memory holds no block; names the option.
         ModelFileError: the weights are unusable.
     """
-    _check_device(config.device)
+    device = parse_device(config.device)
     cpus = parse_cpus(config.cpus)
     num_threads = config.threads or len(cpus) or len(os.sched_getaffinity(0))
     runner = ModelRunner(
         prepared,
         map_weights(prepared),
-        device=config.device,
-        num_blocks=_num_blocks(config, prepared),
+        device=str(device),
+        num_blocks=_num_blocks(config, prepared, device),
         block_size=config.block_size,
         num_threads=num_threads,
         cpus=cpus,
@@ -213,28 +219,17 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def _check_device(device: str) -> None:
-    kind, _, index = device.partition(":")
-    if kind == "cpu" and not index:
-        return
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise ConfigError(f"device: {device!r} is none of 'cpu', 'cuda' and 'cuda:N'")
-    if int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device!r} is not here: {torch.cuda.device_count()} GPUs")
-
-
-def _num_blocks(config: EngineConfig, prepared: PreparedModel) -> int:
+def _num_blocks(config: EngineConfig, prepared: PreparedModel, device: torch.device) -> int:
     shape = prepared.config
     layout = KVLayout(
         shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, prepared.dtype
     )
     memory_bytes = config.kv_memory_mib * 2**20
-    if not memory_bytes and config.device == "cpu":
+    if not memory_bytes and device.type == "cpu":
         memory_bytes = DEFAULT_CPU_KV_MIB * 2**20
     elif not memory_bytes:
-        free_bytes, _ = torch.cuda.mem_get_info(config.device)
         weights_bytes = prepared.weights_path.stat().st_size
-        memory_bytes = DEFAULT_GPU_KV_SHARE * max(0, free_bytes - weights_bytes)
+        memory_bytes = DEFAULT_GPU_KV_SHARE * max(0, free_bytes(device) - weights_bytes)
     num_blocks = int(memory_bytes // layout.block_bytes)
     if num_blocks < 1:
         raise ConfigError(

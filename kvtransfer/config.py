@@ -24,6 +24,11 @@ class TransferConfig:
     intake_bytes_per_step: Annotated[
         int, Option("KV taken in between two decode steps while sequences run", unit="bytes", low=1)
     ] = 8 * MIB
+    read_back: Annotated[
+        bool,
+        Option("check arriving KV again on what a GPU's memory holds: one more copy of every byte "
+               "out of it; in host memory that is how it is checked anyway"),
+    ] = True  # fmt: skip
     open_timeout_s: Annotated[
         float,
         Option("wait for a connection, for a peer's first message, and of a reader for a ticket "

@@ -6,7 +6,7 @@
     await export.outcome()                          # then release the lease
 
 ``serve`` is the handler of every listener (kvtransfer/transports). Knows nothing of requests,
-steps or tokens' meaning. Not covered: memory on a device (needs copying to the host first).
+steps or tokens' meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvtransfer.store import BlockBuffers, Lease
 from kvtransfer.ticket_book import TicketBook
 from kvtransfer.transports.base import Connection
 from pdserve.clock import Clock
-from pdserve.errors import ConfigError, PdserveError, ProtocolError, TicketUnknown
+from pdserve.errors import PdserveError, ProtocolError, TicketUnknown
 from pdserve.types import TransferTicket
 
 __all__ = ["Export", "ExportOutcome", "Exporter"]
@@ -32,14 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 class Exporter:
-    """All tickets of one worker.
-
-    Raises ConfigError if the KV lies on a device: this road reads host memory.
-    """
+    """All tickets of one worker."""
 
     def __init__(self, buffers: BlockBuffers, clock: Clock, config: TransferConfig) -> None:
-        if buffers.device != "cpu":
-            raise ConfigError(f"device: KV on {buffers.device} cannot be read by a KV transfer")
         self._buffers = buffers
         self._clock = clock
         self._config = config

@@ -2,8 +2,9 @@
 
 Two tasks: one receives what the reader says and notes it, the other sends what can be sent; the
 second sleeps on one event that everything wakes. Frames are copied out of the blocks when they are
-sent, and the lease is pinned just for the copy, so an ended export frees its blocks at once even
-if a reader is slow. Does not decide who gets a ticket (ticket_book.py).
+sent, and the lease is pinned just for the copy, so an ended export frees its blocks at once (on a
+device: once the running copy has ended) even if a reader is slow. Does not decide who gets a
+ticket (ticket_book.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
 from kvtransfer.digest import ReadDigest, payload_checksum
@@ -106,7 +108,7 @@ class HolderSession:
             self._export = export
             await self._send(Ready(export.num_tokens))
             while not self._over:
-                data = self._next_data(export)
+                data = await self._next_data(export)
                 if data is not None:
                     await self._send_data(data)
                 else:
@@ -139,7 +141,7 @@ class HolderSession:
         if not self._over:
             await self._wake.wait()
 
-    def _next_data(self, export: Export) -> bytes | None:
+    async def _next_data(self, export: Export) -> bytes | None:
         """The next Frame or Commit, copied out of the blocks; None: nothing to send now."""
         if self._position is None or self._commit_sent:
             return None
@@ -153,7 +155,12 @@ class HolderSession:
             return None
         export.lease.pin()
         try:
-            return encode(self._frame(export, self._position, end))
+            blocks = range(self._position // layout.block_size, layout.num_blocks(end))
+            block_ids = [export.lease.block_at(index) for index in blocks]
+            pieces = await block_pieces(self._buffers, block_ids)
+            if self._over:
+                return None  # cut while the device copied
+            return encode(self._frame(export, self._position, end, pieces))
         finally:
             export.lease.unpin()
 
@@ -171,10 +178,8 @@ class HolderSession:
         )
         return encode(commit)
 
-    def _frame(self, export: Export, start: int, end: int) -> Frame:
+    def _frame(self, export: Export, start: int, end: int, pieces: tuple[memoryview, ...]) -> Frame:
         layout = self._buffers.layout
-        blocks = range(start // layout.block_size, layout.num_blocks(end))
-        pieces = tuple(self._buffers.view(export.lease.block_at(index)) for index in blocks)
         frame = Frame(
             ticket_id=export.ticket.ticket_id,
             epoch=export.ticket.epoch,

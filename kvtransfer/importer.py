@@ -53,15 +53,15 @@ class Importer:
 
         ``make_room(num_tokens)`` is awaited once the holder is ready; it may wait, and is cancelled
         when the read ends before it returns. On success the lease is the caller's; on any failure
-        and on cancellation it has been released and the connection is closed.
+        and on cancellation it has been released, no copy into it runs, and the connection is
+        closed.
 
         Raises:
             TransferError: a leaf: FrameCorrupt, LayoutMismatch, PeerSilent, PeerUnreachable,
                 StaleEpoch, TicketExpired, TicketUnknown (the decode worker reports KvFailed).
             FinishedAtPrefill: the first token was the last one; there is nothing to take over.
+            EngineFailure: the own device failed to copy.
         """
-        if self._buffers.device != "cpu":
-            raise TransferError(f"KV on {self._buffers.device} cannot be written by a KV transfer")
         if ticket.expires_in_s <= 0:
             raise TicketExpired(f"{-ticket.expires_in_s:g} s before the read began")
         scope = asyncio.timeout(ticket.expires_in_s)

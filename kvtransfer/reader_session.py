@@ -3,7 +3,8 @@
     Open -> Ready -> room for all blocks -> Accept -> Frame ... -> Commit -> verified
 
 Every frame is copied into the reader's own blocks and checked on that copy, so what was verified
-is what will be used. Ends in ``ImportedKv`` or an error; the Ack or Nack is the importer's.
+is what will be used (block_bytes.py says what that means on a device). Ends in ``ImportedKv`` or an
+error; the Ack or Nack is the importer's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from kvtransfer.block_bytes import place_frame
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
-from kvtransfer.digest import ReadDigest, payload_checksum
+from kvtransfer.digest import ReadDigest
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import (
     Accept,
@@ -108,7 +110,10 @@ class ReaderSession:
         limit = f"{self._ticket.expires_in_s:g} s"
         if self._waits_for_peer:
             return PeerSilent(f"{self._position} of {self._ticket.num_tokens} tokens after {limit}")
-        return TicketExpired(f"no room for the KV within {limit}")
+        if self._lease is None:
+            return TicketExpired(f"no room for the KV within {limit}")
+        placed = f"{self._position} of {self._ticket.num_tokens} tokens"
+        return TicketExpired(f"{placed} placed within {limit}")
 
     async def _open(self, opening: Open) -> None:
         timeout_s = self._config.ready_timeout_s
@@ -167,8 +172,11 @@ class ReaderSession:
         self._check(frame)
         self._waits_for_peer = False
         await intake.take(frame.payload_len)
+        await place_frame(
+            self._buffers, lease, self._position // self._buffers.layout.block_size, frame,
+            read_back=self._config.read_back,
+        )  # fmt: skip
         self._waits_for_peer = True
-        self._place(frame, lease)
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
         self._num_bytes += frame.payload_len
@@ -204,18 +212,6 @@ class ReaderSession:
         if payload_len > limit:
             raise FrameCorrupt(f"frame payload is {payload_len} bytes, limit or credit is {limit}")
         self._credit_bytes -= payload_len
-
-    def _place(self, frame: Frame, lease: Lease) -> None:
-        layout = self._buffers.layout
-        (payload,) = frame.pieces
-        first_block = self._position // layout.block_size
-        own: list[memoryview] = []
-        for offset in range(0, payload.nbytes, layout.block_bytes):
-            block = self._buffers.view(lease.block_at(first_block + offset // layout.block_bytes))
-            block[:] = payload[offset : offset + layout.block_bytes]
-            own.append(block)
-        if payload_checksum(own) != frame.xxh3:
-            raise FrameCorrupt(f"frame {frame.seq}: checksum differs")
 
     def _verify(self, commit: Commit) -> None:
         ticket = self._ticket

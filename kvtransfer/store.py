@@ -1,14 +1,33 @@
 """What the road asks of the memory it moves: blocks by number, held by a lease.
 
 Satisfied by the engine's block pool without either side importing the other. Nothing here knows
-tensors, sequences or sockets. Not covered: memory that no ``memoryview`` can show (device memory).
+tensors, sequences or sockets. Memory that no ``memoryview`` can show (on a device) is copied
+through host memory; block_bytes.py hides the difference from both sessions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from pdserve.types import KVLayout
+
+
+class BlockCopier(Protocol):
+    """Copies between host memory and blocks that the host cannot address.
+
+    Copies run beside the event loop. A copy that has begun has ended when the call returns or
+    raises, also when its caller is cancelled: pin the blocks for the call and they stay.
+    """
+
+    def staging(self, num_bytes: int) -> memoryview:
+        """Writable host memory that copies go through fastest; free when no longer referred to."""
+
+    async def read(self, block_ids: Sequence[int], out: memoryview) -> None:
+        """Copy whole blocks out, one after another. Raises EngineFailure."""
+
+    async def write(self, block_ids: Sequence[int], data: memoryview) -> None:
+        """Copy whole blocks in. Raises EngineFailure: their content is undefined then."""
 
 
 class BlockBuffers(Protocol):
@@ -22,7 +41,11 @@ class BlockBuffers(Protocol):
 
     @property
     def device(self) -> str:
-        """ "cpu" if ``view`` works."""
+        """For people."""
+
+    @property
+    def copier(self) -> BlockCopier | None:
+        """None: the host addresses the blocks, ``view`` works. Else only this does."""
 
     def view(self, block_id: int) -> memoryview:
         """Writable bytes of one whole block, ``layout.block_bytes`` long, in layout order."""

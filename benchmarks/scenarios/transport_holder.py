@@ -31,6 +31,7 @@ class FilledBuffers:
     """Blocks in one bytearray, every page touched. Satisfies BlockBuffers."""
 
     device = "cpu"
+    copier = None
 
     def __init__(self, layout: KVLayout, num_blocks: int, seed: int) -> None:
         self.layout = layout

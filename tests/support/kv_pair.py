@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from engine.block_pool import BlockLease, BlockPool
+from engine.block_pool import BlockBuffers, BlockCopier, BlockLease, BlockPool
 from kvtransfer.config import TransferConfig
 from kvtransfer.exporter import Export, Exporter
 from kvtransfer.importer import ImportedKv, Importer
@@ -30,6 +30,7 @@ from pdserve.types import (
     TransferTicket,
     WorkerId,
 )
+from support.staged import GatedCopier, StagedBuffers
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=4, block_size=4, dtype="float32")
 FIRST = FirstTokenInfo(3, 77, TokenLogprobs(-0.5, ((77, -0.5), (78, -1.5))))
@@ -43,6 +44,7 @@ class ByteBuffers:
         self.layout = layout
         self.num_blocks = num_blocks
         self.device = "cpu"
+        self.copier: BlockCopier | None = None
         self._memory = memoryview(bytearray(random.Random(seed).randbytes(self.num_bytes)))
 
     @property
@@ -70,6 +72,7 @@ class KvPair:
     holder_pool: BlockPool
     reader_pool: BlockPool
     intake: IntakeBudget
+    copiers: dict[str, GatedCopier]
     num_tickets: int = 0
     leases: list[BlockLease] = field(default_factory=list)
 
@@ -151,10 +154,14 @@ async def kv_pair(
     layout: KVLayout = LAYOUT,
     reader_layout: KVLayout | None = None,
     num_blocks: int = NUM_BLOCKS,
+    staged: Collection[str] = (),
     wrap: Callable[[Carrier], None] | None = None,
     wrap_handler: Callable[[Handler], Handler] = lambda handler: handler,
 ) -> AsyncIterator[KvPair]:
-    """Both ends, connected; at the end everything is closed and nothing may be left."""
+    """Both ends, connected; at the end everything is closed and nothing may be left.
+
+    ``staged``: "holder", "reader" or both: their memory is as on a device.
+    """
     before = asyncio.all_tasks()
     config = config or TransferConfig(max_frame_bytes=3 * layout.block_bytes)
     carrier = make_carrier(transport)
@@ -163,14 +170,22 @@ async def kv_pair(
     clock = MonotonicClock()
     source = ByteBuffers(layout, num_blocks, seed=1)
     target = ByteBuffers(reader_layout or layout, num_blocks, seed=2)
-    exporter = Exporter(source, clock, config)
+    ends: dict[str, BlockBuffers] = {"holder": source, "reader": target}
+    copiers = {end: GatedCopier(ends[end]) for end in staged}
+    ends.update({end: StagedBuffers(ends[end], copier) for end, copier in copiers.items()})
+    exporter = Exporter(ends["holder"], clock, config)
     endpoint = await carrier.listener.start(wrap_handler(exporter.serve))
     importer = Importer(
-        target, clock, config, WorkerId("decode-1"), "b", {endpoint.transport: carrier.dialer}
+        ends["reader"],
+        clock,
+        config,
+        WorkerId("decode-1"),
+        "b",
+        {endpoint.transport: carrier.dialer},
     )
     pair = KvPair(
         config, endpoint, exporter, importer, source, target,
-        BlockPool(num_blocks), BlockPool(num_blocks), IntakeBudget(1 << 30),
+        BlockPool(num_blocks), BlockPool(num_blocks), IntakeBudget(1 << 30), copiers,
     )  # fmt: skip
     try:
         yield pair

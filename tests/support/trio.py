@@ -71,6 +71,7 @@ class TrioOptions:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     model: PreparedModel | None = None
     harm: Harm | None = None  # what happens to KV messages on their way to decode workers
+    wrap_runner: Callable[[Role, StepRunner], StepRunner] = lambda role, runner: runner
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class Trio:
         engine = options.engine
         if role is Role.PREFILL:
             engine = options.prefill_engine or engine
-            runner = build_runner(engine, self.model, self._clock)
+            runner = options.wrap_runner(role, build_runner(engine, self.model, self._clock))
             prefill = replace(
                 options.prefill, engine=engine, transfer=options.transfer, worker_id=name,
                 routers=("r",),
@@ -236,7 +237,7 @@ class Trio:
                 listeners=[self._listener()], dial_router=dial,  # type: ignore[arg-type]
             ), runner  # fmt: skip
         engine = options.decode_engine or engine
-        runner = build_runner(engine, self.model, self._clock)
+        runner = options.wrap_runner(role, build_runner(engine, self.model, self._clock))
         decode = replace(
             options.decode, engine=engine, transfer=options.transfer, worker_id=name,
             routers=("r",),

@@ -6,16 +6,12 @@ import pytest
 
 from engine.block_pool import BlockLease
 from kvtransfer.config import TransferConfig
-from kvtransfer.exporter import Exporter
 from kvtransfer.messages import Credit, Finished, FinishedAtPrefill, Ready, Refused
-from pdserve.clock import MonotonicClock
 from pdserve.errors import (
-    ConfigError,
     PeerSilent,
     PeerUnreachable,
     TicketExpired,
     TicketUnknown,
-    TransferError,
 )
 from pdserve.types import Endpoint, TransferTicket
 from support.kv_faults import Talker
@@ -65,16 +61,6 @@ async def test_a_ticket_without_time_left_is_not_dialled() -> None:
         with pytest.raises(TicketExpired, match=r"1\.5 s before"):
             await pair.redeem(ticket)
         assert pair.exporter.num_connections == 0
-
-
-async def test_memory_on_a_device_is_refused_at_both_ends() -> None:
-    async with kv_pair() as pair:
-        for buffers in (pair.source, pair.target):
-            buffers.device = "cuda:0"
-        with pytest.raises(TransferError, match="cuda:0"):
-            await pair.redeem(pair.ticket(NUM_TOKENS))
-        with pytest.raises(ConfigError, match="cuda:0"):
-            Exporter(pair.source, MonotonicClock(), pair.config)
 
 
 class WaitingRooms:
