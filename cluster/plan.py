@@ -56,12 +56,7 @@ class ServicePlan:
         return any(self.engine(role).device.startswith("cuda") for role in self.roles)
 
     def cluster_spec(self, host: Host) -> ClusterSpec:
-        """Raises ConfigError if the host has too little for it, or KV could not travel."""
-        if self.wants_cuda() and not self.router.is_colocated:
-            raise ConfigError(
-                "device: KV transfer reads and writes host memory only; workers on CUDA devices "
-                "need --mode colocated"
-            )
+        """Raises ConfigError if the host has too little for it."""
         serve = self.serve
         counts = {Role.PREFILL: serve.prefill_workers, Role.DECODE: serve.decode_workers}
         devices = {Role.PREFILL: serve.prefill_devices, Role.DECODE: serve.decode_devices}

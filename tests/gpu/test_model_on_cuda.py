@@ -1,4 +1,6 @@
-"""The same tokens on a CUDA device as on the CPU, on a tiny model whose logits lie far apart."""
+"""A CUDA device against the CPU on a tiny model whose logits lie far apart: the same tokens, and
+logprobs that are close. Bits are not promised to be equal.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +47,33 @@ async def test_greedy_tokens_equal_the_cpus(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "model", seed=1)
     on_cpu = await generate_together("cpu", folder, tmp_path)
     assert await generate_together("cuda", folder, tmp_path) == on_cpu
+
+
+async def logprobs_of(device: str, folder: Path, cache_dir: Path) -> list[float]:
+    prepared = prepare_model(str(folder), "float32", cache_dir=cache_dir)
+    runner = build_model_runner(EngineConfig(device=device, kv_memory_mib=16.0), prepared)
+    try:
+        sampling = SamplingParams(max_tokens=8, num_logprobs=3)
+        found = [await StepDriver(runner).generate(prompt, sampling) for prompt in PROMPTS]
+        chosen = [token.logprobs for tokens in found for token in tokens]
+        return [logprobs.chosen for logprobs in chosen if logprobs is not None]
+    finally:
+        await runner.close()
+
+
+async def test_logprobs_are_close_to_the_cpus(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model", seed=1)
+    on_cpu = await logprobs_of("cpu", folder, tmp_path)
+    assert len(on_cpu) == 8 * len(PROMPTS)
+    assert await logprobs_of("cuda", folder, tmp_path) == pytest.approx(on_cpu, abs=1e-3)
+
+
+async def test_the_pool_is_sized_by_free_memory_and_the_device_is_named(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model", seed=1)
+    prepared = prepare_model(str(folder), "float32", cache_dir=tmp_path)
+    runner = build_model_runner(EngineConfig(device="cuda"), prepared)
+    try:
+        assert runner.device.startswith("cuda:0, ")
+        assert runner.buffers.num_blocks >= runner.layout.num_blocks(prepared.config.max_positions)
+    finally:
+        await runner.close()

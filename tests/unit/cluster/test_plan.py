@@ -129,13 +129,20 @@ def test_a_wrong_key_in_any_table_is_refused(tmp_path: Path) -> None:
             plan_of(f"--config={file}")
 
 
-def test_kv_cannot_travel_between_devices() -> None:
+def test_workers_of_either_mode_may_have_devices() -> None:
     host = Host((0, 1), num_cuda_devices=2)
-    for flag in ("--device=cuda", "--decode-device=cuda:0"):
-        with pytest.raises(ConfigError, match="need --mode colocated"):
-            plan_of(flag).cluster_spec(host)
+    spec = plan_of("--device=cuda").cluster_spec(host)
+    assert [worker.device for worker in spec.workers] == ["cuda:0", "cuda:1"]
+    spec = plan_of("--decode-device=cuda:1").cluster_spec(host)
+    assert [worker.device for worker in spec.workers] == ["cpu", "cuda:1"]
     spec = plan_of("--device=cuda", "--mode=colocated", "--decode-workers=2").cluster_spec(host)
     assert [worker.device for worker in spec.workers] == ["cuda:0", "cuda:1"]
+
+
+def test_a_device_that_is_not_here_is_refused_by_its_option() -> None:
+    for mode in ("disaggregated", "colocated"):
+        with pytest.raises(ConfigError, match=r"^device: .* there is none"):
+            plan_of("--device=cuda", f"--mode={mode}").cluster_spec(Host((0, 1)))
 
 
 def test_roles_know_what_they_need() -> None:
