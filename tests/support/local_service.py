@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 
 import psutil
 
+from cluster.child import ChildFailed
+from cluster.commands.serve import prepare_once
 from cluster.inproc import InprocService
 from cluster.local import LocalService
 from cluster.plan import ServicePlan, read_plan, service_parser
@@ -29,15 +31,19 @@ def plan_of(*flags: str) -> ServicePlan:
 async def local_service(*flags: str) -> AsyncIterator[tuple[LocalService, list[str]]]:
     """A started service of processes, and the lines it has said."""
     said: list[str] = []
-    plan = plan_of(*FAKE, "--drain-grace-s=10", *flags)
+    before = set(children())
+    plan = prepare_once(plan_of(*FAKE, "--drain-grace-s=10", *flags), said.append)
     spec = plan.cluster_spec(Host((0, 1)))
     service = LocalService(plan, spec, clock=MonotonicClock(), say=said.append)
     try:
         await service.start()
         yield service, said
+    except ChildFailed as error:
+        error.add_note("\n".join(said))
+        raise
     finally:
         await service.kill()
-        assert not children(), "processes are left"
+        assert set(children()) <= before, "processes are left"
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,8 +60,3 @@ async def make_runner(prepare_tiny: PrepareTiny) -> AsyncIterator[MakeRunner]:
     yield make
     for runner in runners:
         await runner.close()
-
-
-@pytest.fixture(scope="session")
-def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
