@@ -141,7 +141,7 @@ async def test_cancelling_stops_the_work(backend: TextBackend, tokens: ScriptedT
         (GenerateJob(prompt="Hi", sampling=SamplingOptions(top_p=float("nan"))), "top_p"),
         (GenerateJob(prompt="Hi", sampling=SamplingOptions(top_k=-1)), "top_k"),
         (GenerateJob(prompt="Hi", sampling=SamplingOptions(seed=-1)), "seed"),
-        (GenerateJob(prompt="Hi", sampling=SamplingOptions(num_logprobs=21)), "logprobs"),
+        (GenerateJob(prompt="Hi", sampling=SamplingOptions(num_logprobs=21)), "num_logprobs"),
         (GenerateJob(prompt="Hi", sampling=SamplingOptions(logit_bias=((-1, 0),))), "logit_bias"),
         (GenerateJob(prompt="Hi", sampling=SamplingOptions(stop_token_ids=(-1,))), "stop_token"),
     ],
