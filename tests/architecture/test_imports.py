@@ -52,6 +52,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("pdserve/metrics.py", "router/*"),
     "uvloop": ("cluster/*",),
     "openai": ("cluster/demo.py",),
+    "ray": ("cluster/*", "kvtransfer/transports/ray*"),
 }
 
 
