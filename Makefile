@@ -24,7 +24,7 @@ serve: setup-run
 	@$(PYTHON_VENV) -m cluster serve $(ARGS)
 
 test: setup check
-	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu and not ray" --ignore tests/architecture
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu" --ignore tests/architecture
 
 check: setup
 	.venv/bin/ruff check .
