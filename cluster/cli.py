@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pdserve.config import nearest
 from pdserve.errors import ConfigError, PdserveError
+from pdserve.option_values import nearest
 
 
 class Command(NamedTuple):
@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": Command("cluster.commands.generate", "run_generate", "send one prompt"),
     "status": Command("cluster.commands.status", "run_status", "workers and load of a service"),
     "model": Command("cluster.commands.model", "run_model", "prepare or describe a model"),
+    "config": Command("cluster.commands.config", "run_config", "options: values and origins"),
 }
 
 

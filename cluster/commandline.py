@@ -8,13 +8,13 @@ import sys
 
 from cluster.plan import ServicePlan
 from cluster.spec import WorkerSpec
-from pdserve.config import to_flags
+from pdserve.flags import to_flags
 from pdserve.types import Role
 from router.config import RouterConfig
 
 
 def router_command(plan: ServicePlan, router: RouterConfig) -> list[str]:
-    return [*_role("router"), *to_flags(router), *_common(plan)]
+    return [*_role("router"), *to_flags(router), *_common(plan, "router")]
 
 
 def worker_command(plan: ServicePlan, worker: WorkerSpec, routers: tuple[str, ...]) -> list[str]:
@@ -23,12 +23,13 @@ def worker_command(plan: ServicePlan, worker: WorkerSpec, routers: tuple[str, ..
         if worker.role is Role.PREFILL
         else plan.decode_config(worker, routers)
     )
-    return [*_role(worker.role.value), *to_flags(config), *_common(plan)]
+    return [*_role(worker.role.value), *to_flags(config), *_common(plan, worker.role.value)]
 
 
 def _role(name: str) -> list[str]:
     return [sys.executable, "-m", "cluster", name]
 
 
-def _common(plan: ServicePlan) -> list[str]:
-    return [*to_flags(plan.process), *to_flags(plan.log)]
+def _common(plan: ServicePlan, role: str) -> list[str]:
+    process, log = plan.role_process[role]
+    return [*to_flags(process), *to_flags(log)]

@@ -1,4 +1,6 @@
-"""Options of ``pdserve serve`` that belong to no single role: how many, where, how launched."""
+"""Options of commands: those of ``pdserve serve`` that belong to no single role, and those of the
+commands that look at a service or a model.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pdserve.config import Option
+from pdserve.shared_options import (
+    DEFAULT_DTYPE,
+    DEFAULT_GRPC_TARGET,
+    Dtype,
+    GrpcTarget,
+    Json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +47,52 @@ class ServeConfig:
     ready_file: Annotated[
         str, Option("file that gets ports and workers as JSON once the service is up; empty: none")
     ] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateConfig:
+    http: Annotated[bool, Option("ask by HTTP")] = False
+    grpc: Annotated[bool, Option("ask by gRPC, which is the default")] = False
+    http_url: Annotated[str, Option("address of the HTTP face")] = "http://127.0.0.1:8000"
+    grpc_target: GrpcTarget = DEFAULT_GRPC_TARGET
+    timing: Annotated[bool, Option("print the ledger of the request after the answer")] = False
+    raw: Annotated[bool, Option("continue the text as it is, without the chat template")] = False
+    # Private: PDSERVE_MODEL is a path that the service reads, not a name that clients use.
+    model: Annotated[
+        str, Option("model to ask; empty: the one that is served", private=True)
+    ] = ""  # fmt: skip
+    max_tokens: Annotated[
+        int, Option("longest answer", unit="tokens", low=1, high=2**31 - 1)
+    ] = 128  # fmt: skip
+    temperature: Annotated[
+        float, Option("randomness; 0: always the likeliest token", low=0, high=100)
+    ] = 0.0
+    top_p: Annotated[float, Option("share of probability that is kept", low=0, high=1)] = 1.0
+    seed: Annotated[int, Option("seed of the randomness; -1: any", low=-1, high=2**63 - 1)] = -1
+    stops: Annotated[tuple[str, ...], Option("text that ends the answer")] = ()
+    timeout_s: Annotated[float, Option("longest wait for the answer", unit="s", low=0.1)] = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusConfig:
+    grpc_target: GrpcTarget = DEFAULT_GRPC_TARGET
+    json: Json = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    dtype: Dtype = DEFAULT_DTYPE
+    json: Json = False
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorConfig:
+    json: Json = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShowConfig:
+    json: Json = False
+    changed: Annotated[
+        bool, Option("only what is not at its default", private=True)
+    ] = False  # fmt: skip

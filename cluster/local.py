@@ -12,9 +12,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from cluster.catalogue import role_variables
 from cluster.child import Say
 from cluster.commandline import router_command, worker_command
-from cluster.plan import ServicePlan, option_variables
+from cluster.plan import ServicePlan
 from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
 from cluster.spec import ClusterSpec, WorkerSpec
@@ -34,7 +35,7 @@ class LocalService:
         self._plan = plan
         self._say = say
         # gRPC's own library tells of every connection that ends at a stop; its errors remain.
-        self._env = {"GRPC_VERBOSITY": "ERROR", **environment_without(option_variables())}
+        self._env = {"GRPC_VERBOSITY": "ERROR", **environment_without(role_variables())}
         self._clock = clock
         self._router_config = plan.router
         self._address: ServiceAddress | None = None

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from cluster.catalogue import check_file
 from cluster.config import ServeConfig
 from cluster.spec import ClusterSpec, Host, WorkerGroup, WorkerSpec, plan_cluster
 from decode_worker.config import DecodeConfig
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
 from pdserve.app import ProcessConfig
-from pdserve.config import Sources, build_config, environment_names
+from pdserve.config import Resolved, Sources, build_config, resolve
 from pdserve.errors import ConfigError
 from pdserve.flags import FlagParser
 from pdserve.log import LogConfig
@@ -26,10 +27,14 @@ from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
 
 ValueT = TypeVar("ValueT")
+ConfigT = TypeVar("ConfigT")
+
+_ROLES = ("router", "prefill", "decode")
 
 # Options that a launcher decides for its workers: a shared name means the router's.
 _LAUNCHERS_OWN = ("listen", "advertise", "routers", "worker_id")
 _SET_BY_LAUNCHER = ("routers", "worker_id")
+_WORKERS_SAY = ("model", "served_model_name", "engine", "dtype")
 _MUST_AGREE = ("model", "served_model_name", "engine", "dtype", "block_size")
 _BESIDE_SERVE = (ServeConfig, ProcessConfig, LogConfig)
 
@@ -44,6 +49,7 @@ class ServicePlan:
     router: RouterConfig
     prefill: PrefillConfig
     decode: DecodeConfig
+    role_process: Mapping[str, tuple[ProcessConfig, LogConfig]]  # by "router", "prefill", "decode"
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -119,6 +125,7 @@ def service_parser(prog: str, description: str) -> FlagParser:
 
 def read_plan(sources: Sources) -> ServicePlan:
     """Raises ConfigError: an option is unusable, or roles disagree where they must not."""
+    check_file(sources)
     workers = _without_shared(sources, _LAUNCHERS_OWN)
     prefill = build_config(PrefillConfig, "prefill", workers, beside=(ProcessConfig, LogConfig))
     decode = build_config(DecodeConfig, "decode", workers, beside=(ProcessConfig, LogConfig))
@@ -130,7 +137,59 @@ def read_plan(sources: Sources) -> ServicePlan:
         router=router,
         prefill=prefill,
         decode=decode,
+        role_process={
+            role: (
+                _of_role(ProcessConfig, role, sources),
+                _of_role(LogConfig, role, sources),
+            )
+            for role in _ROLES
+        },
     )
+    _check_agreement(plan)
+    _check_router_agrees(plan, sources)
+    engine = plan.decode.engine
+    return replace(
+        plan, router=replace(router, **{name: getattr(engine, name) for name in _WORKERS_SAY})
+    )
+
+
+def resolve_plan(sources: Sources) -> dict[str, tuple[Resolved, ...]]:
+    """Every option of the service by role, with its origin, as ``read_plan`` takes it.
+
+    Raises ConfigError as ``read_plan`` does.
+    """
+    read_plan(sources)
+    workers = _without_shared(sources, _LAUNCHERS_OWN)
+    decode = resolve(DecodeConfig, "decode", workers)
+    said = {each.field.name: each for each in decode if each.field.name in _WORKERS_SAY}
+    router = resolve(RouterConfig, "router", sources)
+    serve = (*resolve(ServeConfig, "serve", sources), *resolve(ProcessConfig, "serve", sources))
+    found = {
+        "router": tuple(said.get(each.field.name, each) for each in router),
+        "prefill": _not_launchers(resolve(PrefillConfig, "prefill", workers)),
+        "decode": _not_launchers(decode),
+    }
+    for role, options in found.items():
+        found[role] = (*options, *_resolve_of_role(ProcessConfig, role, sources),
+                       *_resolve_of_role(LogConfig, role, sources))  # fmt: skip
+    return {"serve": (*serve, *resolve(LogConfig, "serve", sources)), **found}
+
+
+def _resolve_of_role(cls: type, role: str, sources: Sources) -> tuple[Resolved, ...]:
+    """What a child is told: the role's own word, else that of the whole service."""
+    pairs = zip(resolve(cls, role, sources), resolve(cls, "serve", sources), strict=True)
+    return tuple(own if own.own else whole for own, whole in pairs)
+
+
+def _of_role(cls: type[ConfigT], role: str, sources: Sources) -> ConfigT:
+    return cls(**{each.field.name: each.value for each in _resolve_of_role(cls, role, sources)})
+
+
+def _not_launchers(options: tuple[Resolved, ...]) -> tuple[Resolved, ...]:
+    return tuple(each for each in options if each.field.name not in _SET_BY_LAUNCHER)
+
+
+def _check_agreement(plan: ServicePlan) -> None:
     first = plan.engine(plan.roles[0])
     for role in plan.roles[1:]:
         for name in _MUST_AGREE:
@@ -140,17 +199,18 @@ def read_plan(sources: Sources) -> ServicePlan:
                     f"{name} must be the same for all workers, not {ours!r} for "
                     f"{plan.roles[0]} and {theirs!r} for {role}"
                 )
-    engine = plan.decode.engine
-    return replace(
-        plan,
-        router=replace(
-            router,
-            model=engine.model,
-            served_model_name=engine.served_model_name,
-            engine=engine.engine,
-            dtype=engine.dtype,
-        ),
-    )
+
+
+def _check_router_agrees(plan: ServicePlan, sources: Sources) -> None:
+    """The router serves what the workers compute: its own word for it may not differ."""
+    for each in resolve(RouterConfig, "router", sources):
+        if each.own and each.field.name in _WORKERS_SAY:
+            workers = getattr(plan.decode.engine, each.field.name)
+            if each.value != workers:
+                raise ConfigError(
+                    f"{each.field.name} of the router is {each.value!r} (from {each.origin}) but "
+                    f"{workers!r} for the workers; give it once, in [engine] or without a role"
+                )
 
 
 def _without_shared(sources: Sources, names: tuple[str, ...]) -> Sources:
@@ -165,13 +225,3 @@ def _without_shared(sources: Sources, names: tuple[str, ...]) -> Sources:
 
 def _without(mapping: Mapping[str, ValueT], names: set[str]) -> dict[str, ValueT]:
     return {key: value for key, value in mapping.items() if key not in names}
-
-
-def option_variables() -> frozenset[str]:
-    """Environment variables that are spoken for once the plan is read: children get flags."""
-    names: set[str] = {"PDSERVE_CONFIG"}
-    roles = {"router": RouterConfig, "prefill": PrefillConfig, "decode": DecodeConfig}
-    for section, cls in roles.items():
-        for each in (cls, ProcessConfig, LogConfig):
-            names |= environment_names(each, section)
-    return frozenset(names)

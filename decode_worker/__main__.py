@@ -11,12 +11,11 @@ import sys
 from decode_worker.app import DecodeApp
 from decode_worker.config import DecodeConfig
 from engine.build import build_runner, prepare
-from pdserve.app import ProcessConfig, serve_until_stopped, stop_signals
+from pdserve.app import serve_until_stopped, stop_signals
 from pdserve.clock import MonotonicClock
-from pdserve.config import build_config
 from pdserve.errors import PdserveError
-from pdserve.flags import FlagParser
-from pdserve.log import LogConfig, setup_logging
+from pdserve.log import setup_logging
+from pdserve.role_options import read_role, role_parser
 
 
 async def serve(config: DecodeConfig, grace_s: float) -> None:
@@ -35,16 +34,13 @@ async def serve(config: DecodeConfig, grace_s: float) -> None:
 
 
 def main() -> None:
-    parser = FlagParser("python -m decode_worker", "KV caches in; tokens out.")
-    for title, cls in (("decode", DecodeConfig), ("process", ProcessConfig), ("log", LogConfig)):
-        parser.add_options(title, cls)
+    parser = role_parser(
+        "python -m decode_worker", "KV caches in; tokens out.", "decode", DecodeConfig
+    )
     try:
-        sources = parser.parse(sys.argv[1:])
-        beside = (DecodeConfig, ProcessConfig, LogConfig)
-        setup_logging(build_config(LogConfig, "decode", sources, beside=beside))
-        process = build_config(ProcessConfig, "decode", sources, beside=beside)
-        config = build_config(DecodeConfig, "decode", sources, beside=beside)
-        asyncio.run(serve(config, process.drain_grace_s))
+        options = read_role("decode", DecodeConfig, parser.parse(sys.argv[1:]))
+        setup_logging(options.log)
+        asyncio.run(serve(options.config, options.process.drain_grace_s))
     except* PdserveError as errors:
         sys.exit(f"{errors.exceptions[0]}")
 

@@ -8,16 +8,15 @@ from typing import Annotated
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
 from pdserve.config import Option
+from pdserve.shared_options import DEFAULT_ROUTERS, Routers, WorkerName
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
-    worker_id: Annotated[str, Option("name of this worker; empty: made from role and host")] = ""
-    routers: Annotated[
-        tuple[str, ...], Option("worker port of a router, host:port; may be repeated")
-    ] = ("127.0.0.1:9100",)
+    worker_id: WorkerName = ""
+    routers: Routers = DEFAULT_ROUTERS
     max_running: Annotated[
         int, Option("sequences this worker holds at once", unit="sequences", low=1, high=4096)
     ] = 64

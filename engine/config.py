@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pdserve.config import Option
+from pdserve.shared_options import (
+    DEFAULT_DTYPE,
+    DEFAULT_MODEL,
+    Dtype,
+    Engine,
+    Model,
+    ServedModelName,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    model: Annotated[
-        str, Option("model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder")
-    ] = "smollm2"
-    served_model_name: Annotated[
-        str, Option("name clients use for the model; empty: the model's own")
-    ] = ""
-    engine: Annotated[
-        str, Option("real model or stand-in without weights", choices=("model", "fake"))
-    ] = "model"
-    dtype: Annotated[
-        str, Option("type of weights, activations and KV", choices=("float32", "bfloat16"))
-    ] = "float32"
+    model: Model = DEFAULT_MODEL
+    served_model_name: ServedModelName = ""
+    engine: Engine = "model"
+    dtype: Dtype = DEFAULT_DTYPE
     device: Annotated[str, Option("'cpu', 'cuda' or 'cuda:N'")] = "cpu"
     threads: Annotated[
         int, Option("compute threads; 0: this worker's share of the host's cores", low=0, high=1024)

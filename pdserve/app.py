@@ -18,7 +18,7 @@ import signal
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from pdserve.config import Option
 from pdserve.errors import PdserveError
@@ -28,6 +28,8 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class ProcessConfig:
+    TABLE: ClassVar = "process"
+
     drain_grace_s: Annotated[
         float, Option("longest time for running requests to finish at a stop", unit="s", low=0)
     ] = 30.0

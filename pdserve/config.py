@@ -3,8 +3,10 @@
     chunk_tokens: Annotated[int, Option("prefill chunk", unit="tokens", low=16)] = 256
 
 From that one line come the flag (pdserve/flags.py), the environment variable, the key of the TOML
-file, the check of bounds and the help. Configurations nest: ``engine: EngineConfig`` in a room's
-class makes the engine's options the room's, under the table ``[engine]``.
+file, the check of bounds, the help and its row in docs/configuration.md. An option that several
+classes have is one ``Annotated`` alias that all of them use (pdserve/shared_options.py).
+Configurations nest: ``engine: EngineConfig`` in a room's class makes the engine's options the
+room's, under the table ``[engine]``.
 
 A value is looked for in this order; in each place the role's own name goes before the shared one:
 
@@ -13,54 +15,62 @@ A value is looked for in this order; in each place the role's own name goes befo
     file          [prefill] chunk_tokens   [engine] chunk_tokens
     default
 
-This module does not know which options exist (each room's config.py does). It is the one place
-that reads the environment. Not covered: reloading while running.
+This module does not know which options exist (each room's config.py does; cluster/catalogue.py
+gathers them). It is the one place that reads the environment. Not covered: reloading while running.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pdserve.errors import ConfigError
+from pdserve.option_values import SCALARS, checked_value, nearest
 
 ENVIRONMENT_PREFIX = "PDSERVE_"
-SECTIONS = ("serve", "router", "prefill", "decode", "engine", "transfer")
-_SCALARS = (str, int, float, bool, Path)
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
+ROLE_SECTIONS = ("serve", "router", "prefill", "decode")
+SHARED_SECTIONS = ("engine", "transfer", "process", "log")
+COMMAND_SECTIONS = ("generate", "status", "model", "doctor")
+SECTIONS = (*ROLE_SECTIONS, *SHARED_SECTIONS, *COMMAND_SECTIONS)
 
 ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a person must know of one option. Bounds are inclusive."""
+    """What a person must know of one option. Bounds are inclusive.
+
+    ``table``: a shared table of the file where the option is found besides its role's own; "": that
+    of its class. ``private``: never read under the shared name from the environment.
+    """
 
     help: str
     unit: str = ""
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    table: str = ""
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
     """One option as found in a class.
 
-    ``table``: the nested field it comes from, "" for the class's own.
-    ``kind`` is str, int, float, bool or Path; with ``repeatable`` the value is a tuple of str.
+    ``holder``: the nested field it comes from, "" for the class's own. ``table``: the shared table
+    of the file, "" for none. ``kind`` is str, int, float, bool or Path; with ``repeatable`` the
+    value is a tuple of str.
     """
 
     name: str
+    holder: str
     table: str
     kind: type
     repeatable: bool
@@ -75,6 +85,24 @@ class OptionField:
         """``prefix`` is "" or like "prefill_". Repeatable flags are in the singular."""
         name = self.name.removesuffix("s") if self.repeatable else self.name
         return "--" + (prefix + name).replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """One option's value and where it came from.
+
+    ``origin``: a flag, "environment variable X", "FILE [table]" or "default". ``own``: it was given
+    under the role's own name.
+    """
+
+    field: OptionField
+    value: Any
+    origin: str
+    own: bool
+
+    @property
+    def is_default(self) -> bool:
+        return self.origin == "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +122,7 @@ def option_fields(cls: type) -> tuple[OptionField, ...]:
         TypeError: a field has no ``Option``, is of a kind that has no text form, or two have one
             name.
     """
-    found = tuple(_walk(cls, None, ""))
+    found = tuple(_walk(cls, None, "", getattr(cls, "TABLE", "")))
     names = [field.name for field in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TypeError(f"{cls.__name__}: two options are named {sorted(twice)}")
@@ -124,18 +152,59 @@ def build_config(
         ConfigError: a value is out of bounds or of a wrong kind (names option and source), or the
             file has a key that no class here knows (names the nearest one).
     """
-    _refuse_unknown_keys((cls, *beside), section, sources)
-    values = {field.name: _value(field, section, sources) for field in option_fields(cls)}
+    refuse_unknown_keys(sources, _known_keys((cls, *beside), section))
+    values = {each.field.name: each.value for each in resolve(cls, section, sources)}
     return typing.cast(ConfigT, _assemble(cls, values))
+
+
+def resolve(cls: type, section: str, sources: Sources) -> tuple[Resolved, ...]:
+    """Every option of ``cls`` as the role ``section`` gets it, in order of definition.
+
+    Raises:
+        ConfigError: a value is out of bounds or of a wrong kind; names option and source.
+    """
+    return tuple(_resolve(field, section, sources) for field in option_fields(cls))
+
+
+def refuse_unknown_keys(sources: Sources, known: Mapping[str, Collection[str]]) -> None:
+    """Check those tables of the file that ``known`` lists, each with its keys.
+
+    Raises:
+        ConfigError: a key is unknown; names the table it belongs to, or the nearest key of its own.
+    """
+    for table, names in known.items():
+        for key in sources.document.get(table, {}):
+            if key in names:
+                continue
+            tables = (*ROLE_SECTIONS, *SHARED_SECTIONS)
+            homes = [each for each in tables if key in known.get(each, ())]
+            hint = f"; it belongs in [{'] or ['.join(homes)}]" if homes else nearest(key, names)
+            raise ConfigError(f"config file {sources.file}: [{table}] has no option {key!r}{hint}")
 
 
 def environment_names(cls: type, section: str) -> frozenset[str]:
     """Every environment variable that ``build_config`` reads for this class and role."""
     names: set[str] = set()
     for field in option_fields(cls):
-        names.add(ENVIRONMENT_PREFIX + field.name.upper())
-        names.add(f"{ENVIRONMENT_PREFIX}{section.upper()}_{field.name.upper()}")
+        names.update(ENVIRONMENT_PREFIX + name.upper() for name in _names(field, section))
     return frozenset(names)
+
+
+def unknown_variables(known: Collection[str]) -> dict[str, str]:
+    """Variables of this process that look like a misspelt option of ours, and the nearest option.
+
+    Not an error: orchestrators put variables of their own beside ours (a Kubernetes service named
+    pdserve-router gives every pod PDSERVE_ROUTER_PORT=tcp://...).
+    """
+    ours = {
+        name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    close = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        for name, value in ours.items()
+        if name not in known and "://" not in value
+    }
+    return {name: matches[0] for name, matches in close.items() if matches}
 
 
 def environment_without(names: Iterable[str]) -> dict[str, str]:
@@ -150,44 +219,24 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "pdserve"
 
 
-def to_flags(config: object) -> list[str]:
-    """The flags that rebuild ``config``: what differs from the defaults of its class."""
-    flags: list[str] = []
-    for field in option_fields(type(config)):
-        holder = getattr(config, field.table) if field.table else config
-        value = getattr(holder, field.name)
-        if value == field.default:
-            continue
-        if field.repeatable:
-            flags.extend(f"{field.flag}={item}" for item in value)
-        elif field.kind is bool:
-            flags.append(field.flag if value else field.flag.replace("--", "--no-", 1))
-        else:
-            flags.append(f"{field.flag}={value}")
-    return flags
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _walk(cls: type, defaults: object | None, table: str) -> Iterator[OptionField]:
+def _walk(cls: type, defaults: object | None, holder: str, table: str) -> Iterator[OptionField]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         default = getattr(defaults, field.name) if defaults is not None else _default(field)
         hint = hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            if table:
+            if holder:
                 raise TypeError(f"{cls.__name__}.{field.name}: configurations nest one level only")
-            yield from _walk(hint, None if default is dataclasses.MISSING else default, field.name)
+            inner = None if default is dataclasses.MISSING else default
+            yield from _walk(hint, inner, field.name, field.name)
             continue
         options = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Option)]
         if not options:
             raise TypeError(f"{cls.__name__}.{field.name} has no Option")
         kind, repeatable = _kind(cls, field.name, typing.get_args(hint)[0])
-        yield OptionField(field.name, table, kind, repeatable, options[0], default)
+        option = options[0]
+        place = option.table or table
+        yield OptionField(field.name, holder, place, kind, repeatable, option, default)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -199,7 +248,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _kind(cls: type, name: str, hint: Any) -> tuple[type, bool]:
     if typing.get_origin(hint) is tuple and typing.get_args(hint) == (str, ...):
         return str, True
-    if hint not in _SCALARS:
+    if hint not in SCALARS:
         raise TypeError(f"{cls.__name__}.{name}: {hint} is not a kind of option")
     return typing.cast(type, hint), False
 
@@ -219,93 +268,49 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_unknown_keys(classes: tuple[type, ...], section: str, sources: Sources) -> None:
-    """The role's own table and those of its nested parts; other roles read theirs."""
+def _known_keys(classes: tuple[type, ...], section: str) -> dict[str, set[str]]:
+    """The role's own table and those its parts have for themselves; other roles check theirs."""
     fields = [field for cls in classes for field in option_fields(cls)]
     known = {section: {field.name for field in fields}}
     for field in fields:
-        if field.table and field.table != section:
-            known.setdefault(field.table, set()).add(field.name)
-    for table, names in known.items():
-        for key in sources.document.get(table, {}):
-            if key not in names:
-                raise ConfigError(
-                    f"config file {sources.file}: [{table}] has no option {key!r}"
-                    f"{nearest(key, names)}"
-                )
+        home = field.holder or (field.table if not field.option.table else "")
+        if home and home != section:
+            known.setdefault(home, set()).add(field.name)
+    return known
 
 
-def _candidates(field: OptionField, section: str, sources: Sources) -> Iterator[tuple[str, Any]]:
-    """(where, raw value) from the strongest source to the weakest."""
+def _names(field: OptionField, section: str) -> tuple[str, ...]:
+    """Names of the option in flags and environment, the role's own first."""
+    own = f"{section}_{field.name}"
+    return (own,) if field.option.private else (own, field.name)
+
+
+def _candidates(
+    field: OptionField, section: str, sources: Sources
+) -> Iterator[tuple[str, bool, Any]]:
+    """(origin, whether under the role's own name, raw value), from the strongest to the weakest."""
     for prefix in (f"{section}_", ""):
         if prefix + field.name in sources.flags:
-            yield field.flag_for(prefix), sources.flags[prefix + field.name]
-    for name in (f"{section}_{field.name}", field.name):
+            yield field.flag_for(prefix), bool(prefix), sources.flags[prefix + field.name]
+    for name in _names(field, section):
         variable = ENVIRONMENT_PREFIX + name.upper()
         # An empty variable is an unset one: compose files and shells leave such behind.
         if text := sources.environment.get(variable):
-            yield f"environment variable {variable}", text.split(",") if field.repeatable else text
+            raw = text.split(",") if field.repeatable else text
+            yield f"environment variable {variable}", name != field.name, raw
     for table in (section, field.table):
         if table and field.name in sources.document.get(table, {}):
-            yield f"{sources.file} [{table}]", sources.document[table][field.name]
+            raw = sources.document[table][field.name]
+            yield f"{sources.file} [{table}]", table == section, raw
 
 
-def _value(field: OptionField, section: str, sources: Sources) -> Any:
-    for where, raw in _candidates(field, section, sources):
-        return _checked(field, raw, where)
+def _resolve(field: OptionField, section: str, sources: Sources) -> Resolved:
+    for origin, own, raw in _candidates(field, section, sources):
+        value = checked_value(field.name, field.kind, field.repeatable, field.option, raw, origin)
+        return Resolved(field, value, origin, own)
     if field.default is dataclasses.MISSING:
         raise ConfigError(f"option {field.flag} must be given ({field.option.help})")
-    return field.default
-
-
-def _checked(field: OptionField, raw: Any, where: str) -> Any:
-    def refuse(problem: str) -> ConfigError:
-        return ConfigError(f"{field.name} {problem}, not {raw!r} (from {where})")
-
-    if field.repeatable:
-        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-            raise refuse("must be a list of texts")
-        return tuple(item.strip() for item in raw if item.strip())
-    value = _converted(field.kind, raw)
-    if value is None:
-        raise refuse(f"must be {_KIND_WORDS[field.kind]}")
-    option = field.option
-    if option.choices and value not in option.choices:
-        text = str(value)
-        raise refuse(f"must be one of {', '.join(option.choices)}{nearest(text, option.choices)}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        unit = f" {option.unit}" if option.unit else ""
-        if option.low is not None and value < option.low:
-            raise refuse(f"must be at least {option.low:g}{unit}")
-        if option.high is not None and value > option.high:
-            raise refuse(f"must be at most {option.high:g}{unit}")
-    return value
-
-
-_KIND_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Path: "a path",
-}
-
-
-def _converted(kind: type, raw: Any) -> Any:
-    """``raw`` (text, or a TOML value) as ``kind``; None if it is not one."""
-    if kind is bool:
-        if isinstance(raw, str):
-            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}.get(raw.lower())
-        return raw if isinstance(raw, bool) else None
-    if kind in (str, Path):
-        return kind(raw) if isinstance(raw, str) else None
-    if isinstance(raw, bool) or (kind is int and isinstance(raw, float)):
-        return None
-    try:
-        number = kind(raw)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+    return Resolved(field, field.default, "default", own=False)
 
 
 def _assemble(cls: type, values: Mapping[str, Any]) -> object:

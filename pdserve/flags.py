@@ -1,4 +1,4 @@
-"""Command-line flags made from configuration classes (pdserve/config.py).
+"""Command-line flags made from configuration classes (pdserve/config.py), and back.
 
 Every flag is ``--kebab-case`` of a field; help shows unit, bounds, choices and default. Values stay
 text here and are checked where all sources meet, so that a bad value is told in one way whether
@@ -13,8 +13,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pdserve.config import OptionField, Sources, nearest, option_fields, read_sources
+from pdserve.config import OptionField, Sources, option_fields, read_sources
 from pdserve.errors import ConfigError
+from pdserve.option_values import nearest
 
 
 class FlagParser:
@@ -75,6 +76,23 @@ class FlagParser:
         flags: dict[str, Any] = vars(namespace)
         file = flags.pop("config", None)
         return read_sources(flags, file)
+
+
+def to_flags(config: object) -> list[str]:
+    """The flags that rebuild ``config``: what differs from the defaults of its class."""
+    flags: list[str] = []
+    for field in option_fields(type(config)):
+        holder = getattr(config, field.holder) if field.holder else config
+        value = getattr(holder, field.name)
+        if value == field.default:
+            continue
+        if field.repeatable:
+            flags.extend(f"{field.flag}={item}" for item in value)
+        elif field.kind is bool:
+            flags.append(field.flag if value else field.flag.replace("--", "--no-", 1))
+        else:
+            flags.append(f"{field.flag}={value}")
+    return flags
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pdserve.config import Option
 
@@ -20,6 +20,8 @@ OWN_PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
+    TABLE: ClassVar = "log"
+
     log_level: Annotated[
         str, Option("least severity that is logged", choices=("debug", "info", "warning", "error"))
     ] = "info"

@@ -9,12 +9,11 @@ import asyncio
 import sys
 
 from engine.build import build_runner, prepare
-from pdserve.app import ProcessConfig, serve_until_stopped, stop_signals
+from pdserve.app import serve_until_stopped, stop_signals
 from pdserve.clock import MonotonicClock
-from pdserve.config import build_config
 from pdserve.errors import PdserveError
-from pdserve.flags import FlagParser
-from pdserve.log import LogConfig, setup_logging
+from pdserve.log import setup_logging
+from pdserve.role_options import read_role, role_parser
 from prefill_worker.app import PrefillApp
 from prefill_worker.config import PrefillConfig
 
@@ -35,16 +34,16 @@ async def serve(config: PrefillConfig, grace_s: float) -> None:
 
 
 def main() -> None:
-    parser = FlagParser("python -m prefill_worker", "Prompts in; first tokens and KV cache out.")
-    for title, cls in (("prefill", PrefillConfig), ("process", ProcessConfig), ("log", LogConfig)):
-        parser.add_options(title, cls)
+    parser = role_parser(
+        "python -m prefill_worker",
+        "Prompts in; first tokens and KV cache out.",
+        "prefill",
+        PrefillConfig,
+    )
     try:
-        sources = parser.parse(sys.argv[1:])
-        beside = (PrefillConfig, ProcessConfig, LogConfig)
-        setup_logging(build_config(LogConfig, "prefill", sources, beside=beside))
-        process = build_config(ProcessConfig, "prefill", sources, beside=beside)
-        config = build_config(PrefillConfig, "prefill", sources, beside=beside)
-        asyncio.run(serve(config, process.drain_grace_s))
+        options = read_role("prefill", PrefillConfig, parser.parse(sys.argv[1:]))
+        setup_logging(options.log)
+        asyncio.run(serve(options.config, options.process.drain_grace_s))
     except* PdserveError as errors:
         sys.exit(f"{errors.exceptions[0]}")
 

@@ -10,13 +10,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from pdserve.app import ProcessConfig, serve_until_stopped, stop_signals
+from pdserve.app import serve_until_stopped, stop_signals
 from pdserve.clock import MonotonicClock
-from pdserve.config import build_config
 from pdserve.errors import PdserveError
-from pdserve.flags import FlagParser
-from pdserve.log import LogConfig, setup_logging
+from pdserve.log import setup_logging
 from pdserve.prepared import read_prepared
+from pdserve.role_options import read_role, role_parser
 from router.app import RouterApp
 from router.config import RouterConfig
 
@@ -30,16 +29,13 @@ async def serve(config: RouterConfig, grace_s: float) -> None:
 
 
 def main() -> None:
-    parser = FlagParser("python -m router", "Text and clients outside, workers inside.")
-    for title, cls in (("router", RouterConfig), ("process", ProcessConfig), ("log", LogConfig)):
-        parser.add_options(title, cls)
+    parser = role_parser(
+        "python -m router", "Text and clients outside, workers inside.", "router", RouterConfig
+    )
     try:
-        sources = parser.parse(sys.argv[1:])
-        beside = (RouterConfig, ProcessConfig, LogConfig)
-        setup_logging(build_config(LogConfig, "router", sources, beside=beside))
-        process = build_config(ProcessConfig, "router", sources, beside=beside)
-        config = build_config(RouterConfig, "router", sources, beside=beside)
-        asyncio.run(serve(config, process.drain_grace_s))
+        options = read_role("router", RouterConfig, parser.parse(sys.argv[1:]))
+        setup_logging(options.log)
+        asyncio.run(serve(options.config, options.process.drain_grace_s))
     except PdserveError as error:
         sys.exit(f"{error}")
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pdserve.config import Option
+from pdserve.shared_options import (
+    DEFAULT_DTYPE,
+    DEFAULT_MODEL,
+    Dtype,
+    Engine,
+    Model,
+    ServedModelName,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    model: Annotated[
-        str, Option("model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder")
-    ] = "smollm2"
-    served_model_name: Annotated[
-        str, Option("name clients use for the model; empty: the model's own")
-    ] = ""
-    engine: Annotated[
-        str, Option("real model or stand-in without weights", choices=("model", "fake"))
-    ] = "model"
-    dtype: Annotated[
-        str, Option("type the workers compute in", choices=("float32", "bfloat16"))
-    ] = "float32"
+    model: Model = DEFAULT_MODEL
+    served_model_name: ServedModelName = ""
+    engine: Engine = "model"
+    dtype: Dtype = DEFAULT_DTYPE
     mode: Annotated[
         str,
         Option(

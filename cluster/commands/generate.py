@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
+from cluster.config import GenerateConfig
 from cluster.http_stream import stream_completion
 from cluster.ledger_text import kv_line, ledger_lines, timing_of
-from pdserve.config import Option, build_config
+from pdserve.config import build_config
 from pdserve.errors import ConfigError
 from pdserve.flags import FlagParser
 from pdserve.types import RequestTiming
 from router.client import Client, GenerateOptions
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateConfig:
-    http: Annotated[bool, Option("ask by HTTP")] = False
-    grpc: Annotated[bool, Option("ask by gRPC, which is the default")] = False
-    http_url: Annotated[str, Option("address of the HTTP face")] = "http://127.0.0.1:8000"
-    grpc_target: Annotated[str, Option("address of the gRPC face, host:port")] = "127.0.0.1:9000"
-    timing: Annotated[bool, Option("print the ledger of the request after the answer")] = False
-    raw: Annotated[bool, Option("continue the text as it is, without the chat template")] = False
-    model: Annotated[str, Option("model to ask; empty: the one that is served")] = ""
-    max_tokens: Annotated[
-        int, Option("longest answer", unit="tokens", low=1, high=2**31 - 1)
-    ] = 128  # fmt: skip
-    temperature: Annotated[
-        float, Option("randomness; 0: always the likeliest token", low=0, high=100)
-    ] = 0.0
-    top_p: Annotated[float, Option("share of probability that is kept", low=0, high=1)] = 1.0
-    seed: Annotated[int, Option("seed of the randomness; -1: any", low=-1, high=2**63 - 1)] = -1
-    stops: Annotated[tuple[str, ...], Option("text that ends the answer")] = ()
-    timeout_s: Annotated[float, Option("longest wait for the answer", unit="s", low=0.1)] = 300.0
 
 
 def run_generate(argv: Sequence[str]) -> int:

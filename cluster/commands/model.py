@@ -6,20 +6,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
+from cluster.config import ModelConfig
 from engine.modelfiles.prepare import ModelSummary, model_summary, prepare_model
-from pdserve.config import Option, build_config
+from pdserve.config import build_config
 from pdserve.flags import FlagParser
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    dtype: Annotated[
-        str, Option("type of the prepared weights", choices=("float32", "bfloat16"))
-    ] = "float32"
-    json: Annotated[bool, Option("print JSON")] = False
 
 
 def run_model(argv: Sequence[str]) -> int:

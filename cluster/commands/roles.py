@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import uvloop
 
+from cluster.catalogue import check_file, known_variables
 from cluster.ready import RouterReady, WorkerReady, encode_ready
 from engine.build import build_runner, prepare
 from engine.config import EngineConfig
@@ -26,10 +27,10 @@ from pdserve.app import (
     stop_signals,
 )
 from pdserve.clock import MonotonicClock
-from pdserve.config import build_config
-from pdserve.flags import FlagParser
-from pdserve.log import LogConfig, setup_logging
+from pdserve.config import unknown_variables
+from pdserve.log import setup_logging
 from pdserve.messages import Hello
+from pdserve.role_options import read_role, role_parser
 
 _FAREWELL_S = 3.0  # after a drain, for the last messages to leave
 
@@ -74,16 +75,14 @@ def run_decode(argv: Sequence[str]) -> int:
 def _read(
     role: str, about: str, cls: type[ConfigT], argv: Sequence[str]
 ) -> tuple[ConfigT, ProcessConfig]:
-    parser = FlagParser(f"pdserve {role}", about)
-    parser.add_options(role, cls)
-    parser.add_options("process", ProcessConfig)
-    parser.add_options("log", LogConfig)
-    sources = parser.parse(argv)
-    beside = (cls, ProcessConfig, LogConfig)
-    process = build_config(ProcessConfig, role, sources, beside=beside)
-    setup_logging(build_config(LogConfig, role, sources, beside=beside))
-    end_with_parent(process)
-    return build_config(cls, role, sources, beside=beside), process
+    sources = role_parser(f"pdserve {role}", about, role, cls).parse(argv)
+    check_file(sources)
+    options = read_role(role, cls, sources)
+    setup_logging(options.log)
+    for name, meant in unknown_variables(known_variables()).items():
+        logger.warning("unknown_variable name=%s nearest=%s", name, meant)
+    end_with_parent(options.process)
+    return options.config, options.process
 
 
 def _run(main: Coroutine[Any, Any, None]) -> int:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
-from pdserve.config import Option, build_config
+from cluster.config import StatusConfig
+from pdserve.config import build_config
 from pdserve.flags import FlagParser
 from pdserve.public import ClusterStatusView, WorkerView
 from router.client import Client
-
-
-@dataclass(frozen=True, slots=True)
-class StatusConfig:
-    grpc_target: Annotated[str, Option("address of the gRPC face, host:port")] = "127.0.0.1:9000"
-    json: Annotated[bool, Option("print JSON")] = False
 
 
 def run_status(argv: Sequence[str]) -> int:

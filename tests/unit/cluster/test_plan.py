@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.catalogue import role_variables
 from cluster.commandline import router_command, worker_command
-from cluster.plan import ServicePlan, option_variables, read_plan, service_parser
+from cluster.plan import ServicePlan, read_plan, service_parser
 from cluster.spec import Host
 from decode_worker.config import DecodeConfig
 from pdserve.config import build_config
@@ -93,7 +94,7 @@ def test_the_router_is_told_everything_that_is_not_default() -> None:
 
 
 def test_children_do_not_read_the_options_again_from_the_environment() -> None:
-    names = option_variables()
+    names = role_variables()
     assert {"PDSERVE_CONFIG", "PDSERVE_THREADS", "PDSERVE_PREFILL_THREADS"} <= names
     assert {"PDSERVE_HTTP_PORT", "PDSERVE_LOG_LEVEL"} <= names
     assert "PDSERVE_CACHE" not in names
@@ -113,6 +114,20 @@ def test_one_file_for_the_whole_service(tmp_path: Path) -> None:
     assert plan.decode.max_running == 8
     assert plan.router.http_port == 8080
     assert plan.prefill.transfer.credit_bytes == plan.decode.transfer.credit_bytes == 2**20
+
+
+def test_log_and_process_options_of_one_role_reach_its_child(tmp_path: Path) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text("[log]\nlog_level='error'\n[decode]\nlog_level='debug'\ndrain_grace_s=5\n")
+    plan = plan_of(f"--config={file}", "--drain-grace-s=7")
+    commands = {
+        worker.role: worker_command(plan, worker, ("127.0.0.1:9100",))
+        for worker in plan.cluster_spec(HOST).workers
+    }
+    assert "--log-level=debug" in commands[Role.DECODE]
+    assert "--drain-grace-s=7.0" in commands[Role.DECODE]  # a flag beats the file
+    assert "--log-level=error" in commands[Role.PREFILL]
+    assert "--log-level=error" in router_command(plan, plan.router)
 
 
 def test_a_wrong_key_in_any_table_is_refused(tmp_path: Path) -> None:

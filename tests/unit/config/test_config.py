@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
@@ -15,10 +15,12 @@ from pdserve.config import (
     environment_names,
     option_fields,
     read_sources,
-    to_flags,
+    refuse_unknown_keys,
+    resolve,
+    unknown_variables,
 )
 from pdserve.errors import ConfigError
-from pdserve.flags import FlagParser
+from pdserve.flags import FlagParser, to_flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,58 @@ def test_refusals_name_the_option_and_the_source(places: dict[str, Any], words: 
         build(**places)
     for word in words:
         assert word in str(caught.value)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLike:
+    TABLE: ClassVar = "log"
+
+    level: Annotated[str, Option("how much")] = "info"
+    model: Annotated[str, Option("which", table="engine")] = "small"
+    ask: Annotated[str, Option("a name", private=True)] = ""
+
+
+def test_shared_tables_of_a_class_and_of_one_option() -> None:
+    document = {"log": {"level": "debug"}, "engine": {"model": "large", "threads": 2}}
+    built = build_config(RouterLike, "router", Sources({}, {}, document, None))
+    assert (built.level, built.model) == ("debug", "large")
+    document["router"] = {"model": "own"}
+    assert build_config(RouterLike, "router", Sources({}, {}, document, None)).model == "own"
+
+
+def test_a_private_option_is_not_read_under_its_shared_name() -> None:
+    environment = {"PDSERVE_ASK": "shared"}
+    assert build_config(RouterLike, "router", Sources({}, environment, {}, None)).ask == ""
+    environment["PDSERVE_ROUTER_ASK"] = "own"
+    assert build_config(RouterLike, "router", Sources({}, environment, {}, None)).ask == "own"
+
+
+def test_origins() -> None:
+    sources = Sources(
+        {"level": "debug"}, {"PDSERVE_ROUTER_MODEL": "m"}, {"router": {"ask": "x"}}, Path("a.toml")
+    )
+    found = {each.field.name: each for each in resolve(RouterLike, "router", sources)}
+    assert [(each.value, each.origin, each.own) for each in found.values()] == [
+        ("debug", "--level", False),
+        ("m", "environment variable PDSERVE_ROUTER_MODEL", True),
+        ("x", "a.toml [router]", True),
+    ]
+    assert all(each.is_default for each in resolve(RouterLike, "router", Sources({}, {}, {})))
+
+
+def test_a_key_that_belongs_elsewhere_is_told_where() -> None:
+    sources = Sources({}, {}, {"router": {"threads": 1}}, Path("a.toml"))
+    with pytest.raises(
+        ConfigError, match=r"\[router\] has no option 'threads'; it belongs in \[en"
+    ):
+        refuse_unknown_keys(sources, {"router": {"model"}, "engine": {"threads"}})
+
+
+def test_variables_that_look_like_a_misspelt_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDSERVE_THRAEDS", "2")
+    monkeypatch.setenv("PDSERVE_THREADS_TCP", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("PDSERVE_SOMETHING_ELSE", "2")
+    assert unknown_variables({"PDSERVE_THREADS"}) == {"PDSERVE_THRAEDS": "PDSERVE_THREADS"}
 
 
 def test_classes_beside_each_other_share_a_table() -> None:

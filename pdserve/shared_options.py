@@ -1,0 +1,44 @@
+"""Options that more than one class has: one definition each, used as the annotation of a field.
+
+    dtype: Dtype = DEFAULT_DTYPE
+
+Options of one class alone are defined in that class.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pdserve.config import Option
+
+DEFAULT_MODEL = "smollm2"
+DEFAULT_DTYPE = "float32"
+DEFAULT_ROUTERS = ("127.0.0.1:9100",)
+DEFAULT_GRPC_TARGET = "127.0.0.1:9000"
+
+# In [engine] these four are every role's: the router serves the model that the workers compute.
+Model = Annotated[
+    str,
+    Option(
+        "model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder", table="engine"
+    ),
+]
+ServedModelName = Annotated[
+    str, Option("name clients use for the model; empty: the model's own", table="engine")
+]
+Engine = Annotated[
+    str,
+    Option("real model or stand-in without weights", choices=("model", "fake"), table="engine"),
+]
+Dtype = Annotated[
+    str,
+    Option("type of weights, activations and KV", choices=("float32", "bfloat16"), table="engine"),
+]
+
+# Both worker roles.
+WorkerName = Annotated[str, Option("name of this worker; empty: made from role and host")]
+Routers = Annotated[tuple[str, ...], Option("worker port of a router, host:port; may be repeated")]
+
+# Commands that talk to a running service.
+GrpcTarget = Annotated[str, Option("address of the gRPC face, host:port")]
+Json = Annotated[bool, Option("print JSON", private=True)]
