@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cluster.batch.config import BatchConfig
 from cluster.config import (
     DoctorConfig,
     GenerateConfig,
@@ -74,6 +75,7 @@ CATALOGUE: tuple[Section, ...] = (
     Section("transfer", TransferConfig, "KV transfer, both ends: prefill and decode workers"),
     Section("process", ProcessConfig, "the process of every role"),
     Section("log", LogConfig, "log lines of every role"),
+    Section("batch", BatchConfig, "`pdserve batch`, besides the options of `pdserve serve`"),
     Section("generate", GenerateConfig, "`pdserve generate`"),
     Section("status", StatusConfig, "`pdserve status`"),
     Section("model", ModelConfig, "`pdserve model`"),

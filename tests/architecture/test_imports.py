@@ -47,7 +47,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "xxhash": ("kvtransfer/*",),
     "starlette": ("router/http/*",),
     "uvicorn": ("router/http/*",),
-    "httptools": ("router/http/*",),
+    "httptools": ("router/http/*", "cluster/batch/http_client.py"),
     "msgspec": ("router/*",),
     "prometheus_client": ("pdserve/metrics.py", "router/*"),
     "uvloop": ("cluster/*",),

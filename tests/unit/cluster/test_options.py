@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from cluster.batch.config import BatchConfig
 from cluster.config import ServeConfig
 from cluster.plan import service_parser
 from decode_worker.config import DecodeConfig
@@ -18,8 +19,8 @@ from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
 
 CLASSES = (
-    ServeConfig, RouterConfig, PrefillConfig, DecodeConfig, EngineConfig, TransferConfig,
-    ProcessConfig, LogConfig,
+    ServeConfig, BatchConfig, RouterConfig, PrefillConfig, DecodeConfig, EngineConfig,
+    TransferConfig, ProcessConfig, LogConfig,
 )  # fmt: skip
 
 # A name that ends like this is a physical amount, and its help must say so.
