@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 
 from decode_worker.config import DecodeConfig
@@ -25,9 +25,9 @@ from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.messages import PROTOCOL_VERSION, Hello
 from pdserve.prepared import PreparedModel
+from pdserve.router_sessions import RouterSessions
 from pdserve.rpc.worker_link import dial_router as dial_router_by_grpc
 from pdserve.types import Role, WorkerId, WorkerLimits
-from pdserve.worker_session import stay_connected
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ class DecodeApp:
         self._runner = runner
         self.hello = _hello(config, model, runner)
         self.pool = BlockPool(runner.buffers.num_blocks)
-        self._leave = asyncio.Event()
-        self._sessions: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> DecodeApp:
         if self._dialers is None:
@@ -72,8 +70,8 @@ class DecodeApp:
             self._config, self.hello, self._runner, self.pool, importer, self._clock
         )
         self.worker.loop.start()
-        for router in self._config.routers:
-            self._sessions.append(asyncio.create_task(self._serve(router), name=router))
+        self._routers = RouterSessions(self.worker, self._dial_router, self._clock)
+        await self._routers.serve(self._config.routers)
         return self
 
     async def __aexit__(
@@ -82,9 +80,7 @@ class DecodeApp:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for session in self._sessions:
-            session.cancel()
-        await asyncio.gather(*self._sessions, return_exceptions=True)
+        await self._routers.close()
         await self.worker.close()
         await self._importer.close()
         for dialer in (self._dialers or {}).values():
@@ -97,21 +93,21 @@ class DecodeApp:
             IncompatibleWorker: a router refused this worker.
             Exception: the engine loop broke.
         """
-        loop_end = asyncio.create_task(self.worker.loop.ended())
+        ends = {
+            asyncio.ensure_future(end) for end in (self._routers.ended(), self.worker.loop.ended())
+        }
         try:
-            pending: set[asyncio.Task[None]] = set(self._sessions)
-            while pending:
-                done, _ = await asyncio.wait(
-                    pending | {loop_end}, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-                pending -= done
-                if loop_end in done:
-                    return
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
         finally:
-            loop_end.cancel()
-            await asyncio.gather(loop_end, return_exceptions=True)
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def serve_routers(self, routers: Sequence[str]) -> None:
+        """Serve exactly these from now on, by their worker ports."""
+        await self._routers.serve(routers)
 
     async def drain(self, grace_s: float) -> None:
         """Admit nothing more, let streams finish for ``grace_s``, then leave every router."""
@@ -121,16 +117,7 @@ class DecodeApp:
                 await self.worker.drained()
         except TimeoutError:
             logger.warning("drain_grace_over legs=%d", self.worker.num_legs)
-        self._leave.set()
-
-    async def _serve(self, router: str) -> None:
-        await stay_connected(
-            lambda: self._dial_router(router),
-            self.worker,
-            self._clock,
-            leave=self._leave,
-            router=router,
-        )
+        await self._routers.leave()
 
 
 def _hello(config: DecodeConfig, model: PreparedModel, runner: StepRunner) -> Hello:

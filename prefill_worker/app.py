@@ -25,14 +25,12 @@ from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.messages import PROTOCOL_VERSION, Hello
 from pdserve.prepared import PreparedModel
+from pdserve.router_sessions import RouterSessions
 from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits
-from pdserve.worker_session import stay_connected
 from prefill_worker.config import PrefillConfig
 from prefill_worker.worker import PrefillWorker
 
 DialRouter = Callable[[str], Awaitable[WorkerLink]]
-
-FAREWELL_S = 2.0  # for the Goodbye to leave
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +58,6 @@ class PrefillApp:
         self._listeners = list(self._grpc_listeners() if listeners is None else listeners)
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []
-        self._sessions: set[asyncio.Task[None]] = set()
-        self._leave = asyncio.Event()
         self._worker: PrefillWorker | None = None
 
     @property
@@ -88,15 +84,8 @@ class PrefillApp:
             self._config, hello, self._runner, self.pool, self._exporter, self._clock
         )
         self._worker.loop.start()
-        for router in self._config.routers:
-            session = stay_connected(
-                lambda address=router: self._dial_router(address),  # type: ignore[misc]
-                self._worker,
-                self._clock,
-                leave=self._leave,
-                router=router,
-            )
-            self._sessions.add(asyncio.create_task(session, name=f"session-{router}"))
+        self._routers = RouterSessions(self._worker, self._dial_router, self._clock)
+        await self._routers.serve(self._config.routers)
         _log.info("prefill_worker_started worker=%s endpoints=%s", hello.worker_id, endpoints)
         return self
 
@@ -106,9 +95,7 @@ class PrefillApp:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for session in self._sessions:
-            session.cancel()
-        await asyncio.gather(*self._sessions, return_exceptions=True)
+        await self._routers.close()
         await self.worker.close()
         await self._exporter.close()
         await self._close_listeners()
@@ -120,21 +107,21 @@ class PrefillApp:
             IncompatibleWorker: a router refused this worker.
             Exception: the engine loop broke.
         """
-        loop_end = asyncio.create_task(self.worker.loop.ended())
+        ends = {
+            asyncio.ensure_future(end) for end in (self._routers.ended(), self.worker.loop.ended())
+        }
         try:
-            pending: set[asyncio.Task[None]] = set(self._sessions)
-            while pending:
-                done, _ = await asyncio.wait(
-                    pending | {loop_end}, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-                pending -= done
-                if loop_end in done:
-                    return
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
         finally:
-            loop_end.cancel()
-            await asyncio.gather(loop_end, return_exceptions=True)
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def serve_routers(self, routers: Sequence[str]) -> None:
+        """Serve exactly these from now on, by their worker ports."""
+        await self._routers.serve(routers)
 
     async def drain(self, grace_s: float) -> None:
         """Admit nothing more, let the legs end for up to ``grace_s``, then leave every router."""
@@ -144,9 +131,7 @@ class PrefillApp:
                 await self.worker.drained()
         except TimeoutError:
             _log.warning("drain_cut_short worker=%s grace_s=%g", self.hello.worker_id, grace_s)
-        self._leave.set()
-        if self._sessions:
-            await asyncio.wait(self._sessions, timeout=FAREWELL_S)
+        await self._routers.leave()
 
     def _make_hello(self, endpoints: tuple[Endpoint, ...]) -> Hello:
         engine = self._config.engine
