@@ -1,7 +1,9 @@
-"""The transformer itself: Llama's layers over paged KV, in plain torch.
+"""The transformer itself: Llama's layers and their near relatives over paged KV, in plain torch.
 
     tokens -> embed -> layers x (norm, qkv, rope, write KV, attend, o, add,
                                  norm, gate and up, silu, down, add) -> norm -> logits
+
+Qwen2 adds a bias to qkv, Qwen3 a norm of each head of q and k before rope.
 
 Norms, rotation, softmax and silu compute in float32; what goes between layers is rounded to the
 model's dtype. Every operation treats rows alone and in the same order whatever the batch
@@ -37,6 +39,7 @@ class _Layer:
     input_norm: torch.Tensor
     qkv: Linear
     qkv_bias: torch.Tensor | None
+    qk_norm: torch.Tensor | None  # [heads + kv_heads, head_dim]
     o: Linear
     post_norm: torch.Tensor
     gate_up: Linear
@@ -102,11 +105,11 @@ class LlamaModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(queries [tokens, heads, dim] float32, rows [tokens * 2 * kv_heads, dim] in dtype)."""
         config = self._config
-        qkv = self._apply(layer.qkv, self._normed(x, layer.input_norm))
-        if layer.qkv_bias is not None:
-            qkv = qkv + layer.qkv_bias
+        qkv = self._apply(layer.qkv, self._normed(x, layer.input_norm), layer.qkv_bias)
         heads = qkv.float().view(x.shape[0], -1, config.head_dim)
         rotated = heads[:, : config.num_heads + config.num_kv_heads]
+        if layer.qk_norm is not None:
+            rotated.copy_(self._normed(rotated, layer.qk_norm))
         rolled = rotated.roll(config.head_dim // 2, -1).mul_(signed_sin)
         rotated.mul_(cos).add_(rolled)
         keys_values = heads[:, config.num_heads :].to(self.dtype).reshape(-1, config.head_dim)
@@ -118,9 +121,12 @@ class LlamaModel:
         denominator = gate.neg().exp_().add_(1.0)
         return self._apply(layer.down, torch.div(gate, denominator, out=denominator).mul_(up))
 
-    def _apply(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+    def _apply(
+        self, linear: Linear, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The linear layer on the model's dtype: inputs and outputs are rounded to it."""
-        return linear(x.to(self.dtype).to(self._kernel.dtype)).to(self.dtype)
+        out = linear(x.to(self.dtype).to(self._kernel.dtype))
+        return (out if bias is None else out + bias).to(self.dtype)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm (arXiv 1910.07467) in float32, rounded before the weight as in transformers."""
@@ -137,10 +143,17 @@ class LlamaModel:
             name: self._kernel.pack(weights[prefix + name].to(self._device))
             for name in LINEAR_NAMES
         }
-        bias = weights.get(prefix + "qkv_bias")
+        config = self._config
+        bias = weights[prefix + "qkv_bias"].to(self._device) if config.qkv_bias else None
+        qk_norm = None
+        if config.qk_norm:
+            q_norm = weights[prefix + "q_norm"].expand(config.num_heads, -1)
+            k_norm = weights[prefix + "k_norm"].expand(config.num_kv_heads, -1)
+            qk_norm = torch.cat([q_norm, k_norm]).to(self._device)
         return _Layer(
             input_norm=weights[prefix + "input_norm"].to(self._device),
-            qkv_bias=None if bias is None else bias.to(self._device),
+            qkv_bias=bias,
+            qk_norm=qk_norm,
             post_norm=weights[prefix + "post_norm"].to(self._device),
             **linears,
         )

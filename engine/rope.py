@@ -5,7 +5,9 @@ rounded, so that an entry never depends on how many positions a table holds or w
 instructions a machine has: workers with different context lengths compute the same KV bits.
 
 Scalings: none, linear (positions divided by a factor), llama3 (Llama 3.1's smooth change of the
-low frequencies). Not covered: YaRN, dynamic NTK, partial rotation; the reader of model files
+low frequencies), yarn (arXiv 2309.00071), dynamic (NTK-aware: frequencies change with the length of
+the sequence once it passes the context the model was made for; up to there, and no further is
+served, they are the plain ones). Not covered: longrope, partial rotation; the reader of model files
 refuses them by name.
 """
 
@@ -31,7 +33,8 @@ class RopeTable:
         frequencies = rope_frequencies(config)
         positions = np.arange(num_positions, dtype=np.float32)
         angles = np.outer(positions, frequencies).astype(np.float64)
-        cos, sin = np.cos(angles), np.sin(angles)
+        scale = config.rope_scaling.attention_factor
+        cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
         self.cos = torch.from_numpy(_both_halves(cos, cos)).to(device)
         self.signed_sin = torch.from_numpy(_both_halves(-sin, sin)).to(device)
 
@@ -46,12 +49,14 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float32]:
     bases = np.power(config.rope_theta, exponents.astype(np.float64)).astype(np.float32)
     frequencies: NDArray[np.float32] = np.float32(1.0) / bases
     scaling = config.rope_scaling
-    if scaling.kind == "none":
+    if scaling.kind in ("none", "dynamic"):
         return frequencies
     if scaling.kind == "linear":
         return frequencies / np.float32(scaling.factor)
     if scaling.kind == "llama3":
         return _llama3(frequencies, scaling)
+    if scaling.kind == "yarn":
+        return _yarn(frequencies, bases, scaling, config.rope_theta)
     raise ValueError(f"rope_scaling.kind: {scaling.kind!r} is not known")
 
 
@@ -68,6 +73,33 @@ def _llama3(frequencies: NDArray[np.float32], scaling: RopeScaling) -> NDArray[n
     scaled = np.where(wavelengths > low, divided, frequencies)
     between = (wavelengths <= low) & (wavelengths >= high)
     return np.where(between, blended, scaled).astype(np.float32)
+
+
+def _yarn(
+    frequencies: NDArray[np.float32],
+    bases: NDArray[np.float32],
+    scaling: RopeScaling,
+    rope_theta: float,
+) -> NDArray[np.float32]:
+    """Keep pairs that turn often within the original context, divide those that turn seldom."""
+    head_dim = 2 * len(frequencies)
+
+    def dimension(num_rotations: float) -> float:
+        """The pair that turns so often within the original context, as a real number."""
+        turns = scaling.original_max_positions / (num_rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(rope_theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    span = high - low or 0.001
+    pairs = np.arange(len(frequencies), dtype=np.float32)
+    ramp = np.clip((pairs - np.float32(low)) / np.float32(span), 0, 1).astype(np.float32)
+    kept = np.float32(1.0) - ramp
+    divided = np.float32(1.0) / (np.float32(scaling.factor) * bases)
+    blended: NDArray[np.float32] = divided * (np.float32(1.0) - kept) + frequencies * kept
+    return blended
 
 
 def _both_halves(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ libraries that read model files. It does not know how tensors are used (engine/m
 
 Tensor names: ``embed`` [vocab, hidden]; per layer i ``layers.i.`` + ``input_norm`` [hidden],
 ``qkv`` [(heads + 2 kv_heads) * head_dim, hidden] (rows: all q heads, all k heads, all v heads, in
-Hugging Face's half-rotated RoPE order), ``qkv_bias`` if the model has one, ``o``, ``post_norm``,
+Hugging Face's half-rotated RoPE order), ``qkv_bias`` [rows of qkv] if the config says so,
+``q_norm`` and ``k_norm`` [head_dim] likewise, ``o``, ``post_norm``,
 ``gate_up`` [2 * intermediate, hidden] (gate rows first), ``down``; ``norm``; ``lm_head`` unless
 tied to ``embed``.
 """
@@ -29,26 +30,33 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.bin"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSOR_ALIGNMENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Change of the rotary frequencies. ``kind``: "none", "linear" or "llama3"."""
+    """Change of the rotary frequencies. ``kind``: none, linear, dynamic, llama3 or yarn.
+
+    Which fields a kind uses: engine/rope.py. ``attention_factor`` multiplies cosines and sines.
+    """
 
     kind: str = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shape of a decoder-only transformer of the Llama kind."""
 
-    architecture: str  # "llama", or "fake" for the engine without a model
+    architecture: str  # "llama", "qwen2", "qwen3", "phi3"; "fake": the engine without a model
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -59,8 +67,13 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: RopeScaling
-    max_positions: int
+    max_positions: int  # longest context, tokens
     tied_embeddings: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each head of q and k, before the rotation
+    sliding_window: int = (
+        0  # tokens; 0: none. ``max_positions`` is never longer, so none is cut off
+    )
 
 
 @dataclass(frozen=True, slots=True)

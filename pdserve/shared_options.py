@@ -32,7 +32,11 @@ Engine = Annotated[
 ]
 Dtype = Annotated[
     str,
-    Option("type of weights, activations and KV", choices=("float32", "bfloat16"), table="engine"),
+    Option(
+        "type of weights, activations and KV",
+        choices=("float32", "bfloat16", "float16"),
+        table="engine",
+    ),
 ]
 
 # Both worker roles.

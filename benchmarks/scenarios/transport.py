@@ -48,7 +48,7 @@ _RECEIVE_BYTES = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="length of the prompt")
     parser.add_argument("--block-size", type=int, default=16, help="tokens a block")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument(
         "--loop", default="uvloop", choices=("uvloop", "asyncio"), help="event loop of both ends"

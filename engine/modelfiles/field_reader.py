@@ -46,6 +46,12 @@ class FieldReader:
             raise self.error(name, f"{value!r} is not a positive whole number")
         return value
 
+    def count(self, name: str, default: int | None = None) -> int:
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.error(name, f"{value!r} is not a whole number from 0 up")
+        return value
+
     def positive_float(self, name: str, default: float | None = None) -> float:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,8 +1,8 @@
-"""config.json of a Hugging Face folder to ``ModelConfig``: Llama, and Mistral without its window.
+"""config.json of a Hugging Face folder to ``ModelConfig``, for the families of families.py.
 
-A field whose value would change what the model computes is either honoured or refused by name.
-Both spellings of the rotary settings are read: ``rope_theta`` + ``rope_scaling``, and the newer
-``rope_parameters``. Not covered: other architectures, rotary scaling other than linear and llama3.
+A field whose value would change what the model computes is either honoured or refused by name. A
+sliding window is honoured by ending the context where it would begin to cut. The rotary settings
+are hf_rope.py's. Not covered: other architectures.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.modelfiles.checkpoint import check_config
+from engine.modelfiles.families import FAMILIES, Family
 from engine.modelfiles.field_reader import FieldReader, shorten
-from pdserve.prepared import ModelConfig, RopeScaling
+from engine.modelfiles.hf_rope import parse_rope
+from pdserve.prepared import ModelConfig
 
-# Fields that some checkpoint or some release of transformers has, with the values under which the
-# model is a plain Llama. Null always counts as absent.
-_PLAIN_LLAMA: dict[str, tuple[object, ...]] = {
+# Fields that some checkpoint or some release of transformers has, with the values under which they
+# change nothing. Null always counts as absent.
+_PLAIN: dict[str, tuple[object, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "hidden_act": ("silu",),
     "pretraining_tp": (1,),
     "partial_rotary_factor": (1.0,),
     "rope_interleaved": (False,),
-    "sliding_window": (),
-    "use_sliding_window": (False,),
     "quantization_config": (),
     "compression_config": (),
     "attn_logit_softcapping": (),
@@ -41,129 +41,110 @@ _PLAIN_LLAMA: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "alibi": (False,),
+    "use_mrope": (False,),
 }
-_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-# Mistral's defaults differ from Llama's here (an absent window means 4096), so none is guessed.
-_MISTRAL_STATED = ("sliding_window", "num_key_value_heads", "max_position_embeddings")
-_ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3"}
-_ROPE_FIELDS = {
-    "none": frozenset[str](),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset(
-        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    ),
-}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def parse_hf_config(where: str, document: Mapping[str, Any]) -> ModelConfig:
-    """``where`` is named in errors. Absent fields take LlamaConfig's defaults, sizes have none.
+    """``where`` is named in errors. Absent fields take the family's defaults, sizes have none.
 
     Raises:
         ModelFileError: another architecture, a field that is missing, of a wrong kind, or whose
             value is not supported.
     """
     fields = FieldReader(where, document)
-    _check_architecture(fields)
-    fields.refuse_unless(_PLAIN_LLAMA, "is not supported")
+    family = _read_family(fields)
+    fields.refuse_unless({**_PLAIN, **family.plain}, "is not supported")
     hidden_size = fields.positive_int("hidden_size")
     num_heads = fields.positive_int("num_attention_heads")
-    if not fields.has("head_dim") and hidden_size % num_heads:
-        raise fields.error("hidden_size", f"{hidden_size} is not a multiple of {num_heads} heads")
-    rope_theta, rope_scaling = _parse_rope(fields)
+    num_layers = fields.positive_int("num_hidden_layers")
+    stated_positions = fields.positive_int("max_position_embeddings", family.max_positions)
+    rope = parse_rope(fields, family, stated_positions)
+    max_positions = rope.max_positions(stated_positions)
+    window = _sliding_window(fields, family, num_layers)
     config = ModelConfig(
-        architecture="llama",
+        architecture=family.architecture,
         vocab_size=fields.positive_int("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.positive_int("intermediate_size"),
-        num_layers=fields.positive_int("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=fields.positive_int("num_key_value_heads", num_heads),
-        head_dim=fields.positive_int("head_dim", hidden_size // num_heads),
-        rms_norm_eps=fields.positive_float("rms_norm_eps", 1e-6),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        max_positions=fields.positive_int("max_position_embeddings", 2048),
+        num_kv_heads=_num_kv_heads(fields, family, num_heads),
+        head_dim=_head_dim(fields, family, hidden_size, num_heads),
+        rms_norm_eps=fields.positive_float("rms_norm_eps", family.rms_norm_eps),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        max_positions=min(max_positions, window or max_positions),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        sliding_window=window,
     )
     check_config(config, where)
     return config
 
 
-def _check_architecture(fields: FieldReader) -> None:
+def _read_family(fields: FieldReader) -> Family:
     model_type = fields.text("model_type", "absent")
-    if model_type not in _CLASSES:
-        raise fields.error("model_type", f"{model_type!r}; of {sorted(_CLASSES)} only")
-    expected = [_CLASSES[model_type]]
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise fields.error("model_type", f"{model_type!r}; of {sorted(FAMILIES)} only")
+    expected = [family.model_class]
     architectures = fields.values.get("architectures", expected)
     if architectures != expected:
         raise fields.error(
             "architectures", f"{shorten(architectures)}; only {expected} is supported"
         )
-    if model_type == "mistral":
-        for name in _MISTRAL_STATED:
-            if name not in fields.values:
-                raise fields.error(name, "missing")
     auto_map = fields.values.get("auto_map")
-    if isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map:
+    if isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map and not family.ships_code:
         raise fields.error("auto_map", "the model brings its own code, which is never run")
-    layer_types = fields.values.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
-        raise fields.error("layer_types", "only full_attention layers are supported")
+    return family
 
 
-def _parse_rope(fields: FieldReader) -> tuple[float, RopeScaling]:
-    """(theta, scaling) from whichever spelling is there; both must agree if both are."""
-    parameters = _rope_fields(fields, "rope_parameters")
-    legacy = _rope_fields(fields, "rope_scaling")
-    theta = fields.positive_float("rope_theta", 10000.0)
-    if parameters is None:
-        return theta, _parse_scaling(legacy)
-    scaling = _parse_scaling(parameters)
-    if legacy is not None and _parse_scaling(legacy) != scaling:
-        raise fields.error("rope_scaling", "contradicts rope_parameters")
-    new_theta = parameters.positive_float("rope_theta", theta)
-    if fields.has("rope_theta") and theta != new_theta:
-        raise fields.error("rope_theta", f"{theta} contradicts {new_theta} in rope_parameters")
-    return new_theta, scaling
+def _num_kv_heads(fields: FieldReader, family: Family, num_heads: int) -> int:
+    """An explicit null means one for each head in every family; absence does not."""
+    is_absent = "num_key_value_heads" not in fields.values
+    default = family.num_kv_heads if is_absent and family.num_kv_heads else num_heads
+    return fields.positive_int("num_key_value_heads", default)
 
 
-def _rope_fields(fields: FieldReader, name: str) -> FieldReader | None:
-    value = fields.values.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise fields.error(name, f"{shorten(value)} is not an object")
-    return FieldReader(f"{fields.where}: {name}", value)
+def _head_dim(fields: FieldReader, family: Family, hidden_size: int, num_heads: int) -> int:
+    default = family.head_dim if "head_dim" not in fields.values else None
+    if not fields.has("head_dim") and default is None and hidden_size % num_heads:
+        raise fields.error("hidden_size", f"{hidden_size} is not a multiple of {num_heads} heads")
+    return fields.positive_int("head_dim", default or hidden_size // num_heads)
 
 
-def _parse_scaling(rope: FieldReader | None) -> RopeScaling:
-    if rope is None:
-        return RopeScaling()
-    rope_type = rope.text("rope_type", rope.text("type", "default"))
-    kind = _ROPE_TYPES.get(rope_type)
-    if kind is None:
-        raise rope.error("rope_type", f"{rope_type!r}; of {sorted(_ROPE_TYPES)} only")
-    rope.refuse_unless({"partial_rotary_factor": (1.0,)}, "is not supported")
-    _refuse_unknown(rope, kind)
-    if kind == "none":
-        return RopeScaling()
-    factor = rope.positive_float("factor")
-    if kind == "linear":
-        return RopeScaling(kind, factor)
-    scaling = RopeScaling(
-        kind,
-        factor,
-        rope.positive_float("low_freq_factor"),
-        rope.positive_float("high_freq_factor"),
-        rope.positive_int("original_max_position_embeddings"),
-    )
-    if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise rope.error("high_freq_factor", "must be greater than low_freq_factor")
-    return scaling
+def _sliding_window(fields: FieldReader, family: Family, num_layers: int) -> int:
+    """Tokens a query sees in the layers that have a window; 0 if no layer has one."""
+    layer_types = _layer_types(fields, num_layers)
+    window = _stated_window(fields, family)
+    if family.has_window_switch:
+        first_layer = fields.count("max_window_layers", 28)
+        is_anywhere = _SLIDING in layer_types if layer_types else first_layer < num_layers
+        if not fields.flag("use_sliding_window", False) or not is_anywhere:
+            window = 0
+    if _SLIDING in layer_types and not window:
+        raise fields.error("layer_types", f"{_SLIDING}, but no sliding window is set")
+    return window
 
 
-def _refuse_unknown(rope: FieldReader, kind: str) -> None:
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"} | _ROPE_FIELDS[kind]
-    for name in rope.values:
-        if name not in known and rope.has(name):
-            raise rope.error(name, f"unknown for rope_type {rope.values.get('rope_type')!r}")
+def _stated_window(fields: FieldReader, family: Family) -> int:
+    """Null means none; absence the family's default."""
+    default = None if "sliding_window" in fields.values else family.sliding_window
+    if not family.has_window or (default is None and not fields.has("sliding_window")):
+        return 0
+    return fields.positive_int("sliding_window", default)
+
+
+def _layer_types(fields: FieldReader, num_layers: int) -> list[str]:
+    """One a layer, or none at all where the field is absent or null."""
+    kinds = fields.values.get("layer_types")
+    if kinds is None:
+        return []
+    if not isinstance(kinds, list) or any(kind not in (_FULL, _SLIDING) for kind in kinds):
+        raise fields.error("layer_types", f"{shorten(kinds)}; {_FULL} and {_SLIDING} are known")
+    if len(kinds) != num_layers:
+        raise fields.error("layer_types", f"{len(kinds)} entries for {num_layers} layers")
+    return kinds

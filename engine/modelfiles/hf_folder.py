@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.modelfiles.checkpoint import Checkpoint, check_token_ids
+from engine.modelfiles.checkpoint import Checkpoint, TensorSource, check_token_ids
+from engine.modelfiles.families import BY_ARCHITECTURE
 from engine.modelfiles.field_reader import FieldReader, read_json_object
+from engine.modelfiles.fused_projections import SplitTensors, stored_rows
 from engine.modelfiles.hf_config import parse_hf_config
 from engine.modelfiles.hf_tokenizer import (
     CHAT_TEMPLATE_FILE,
@@ -20,7 +22,6 @@ from engine.modelfiles.hf_tokenizer import (
 )
 from engine.modelfiles.number_formats import StoredArray
 from engine.modelfiles.safetensors_file import SafetensorsFile
-from engine.modelfiles.tensor_plan import plan_tensors
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig
 
@@ -69,7 +70,9 @@ def open_hf_folder(folder: Path) -> Checkpoint:
     check_token_ids(text, tokenizer, config.vocab_size, str(folder))
     tensors = HFTensors(folder)
     _refuse_unexpected(folder, tensors.names, config)
-    return Checkpoint(config, text, tensors)
+    is_fused = BY_ARCHITECTURE[config.architecture].is_fused
+    source: TensorSource = SplitTensors(tensors, config) if is_fused else tensors
+    return Checkpoint(config, text, source)
 
 
 def hf_source_files(folder: Path) -> tuple[Path, ...]:
@@ -100,7 +103,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _refuse_unexpected(folder: Path, names: frozenset[str], config: ModelConfig) -> None:
     """A tensor the plan does not use (a bias, an adapter) would be silently left out."""
-    expected = {part.name for planned in plan_tensors(config) for part in planned.parts}
+    is_fused = BY_ARCHITECTURE[config.architecture].is_fused
+    expected = {rows.name for rows in stored_rows(config, is_fused=is_fused).values()}
     expected.add("lm_head.weight")  # a tied model may carry its copy
     for name in sorted(names - expected):
         if not name.endswith(_DERIVED_SUFFIX):

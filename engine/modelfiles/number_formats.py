@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-PREPARED_DTYPES = ("float32", "bfloat16")
+PREPARED_DTYPES = ("float32", "bfloat16", "float16")
 _NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
 _BFLOAT16_EXPONENT = 0x7F80  # all ones: infinity or not a number
@@ -32,7 +32,10 @@ class StoredArray:
         return bool(np.isfinite(self.values).all())
 
     def to_dtype(self, dtype: str) -> StoredArray:
-        """The same numbers as ``dtype`` (float32 or bfloat16); no copy when it already is."""
+        """The same numbers as ``dtype``, rounded; no copy when they already are.
+
+        Numbers beyond the range of ``dtype`` become infinite.
+        """
         if dtype == self.dtype:
             return self
         as_float32 = self._to_float32()
@@ -40,6 +43,9 @@ class StoredArray:
             return StoredArray(as_float32, dtype)
         if dtype == "bfloat16":
             return StoredArray(_round_to_bfloat16(as_float32), dtype)
+        if dtype == "float16":
+            with np.errstate(over="ignore"):
+                return StoredArray(as_float32.astype(np.float16), dtype)
         raise ValueError(f"no conversion to {dtype}")
 
     def _to_float32(self) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ def prepare_model(
 
     Raises:
         ModelFileError: a file is missing, damaged or not supported; names file, tensor or field.
-        ConfigError: ``dtype`` is not "float32" or "bfloat16".
+        ConfigError: ``dtype`` is not "float32", "bfloat16" or "float16".
     """
     if dtype not in PREPARED_DTYPES:
         raise ConfigError(f"dtype: {dtype!r}; one of {', '.join(PREPARED_DTYPES)}")
@@ -174,7 +174,13 @@ class _WeightsWriter:
                 raise ModelFileError(
                     f"{self._where}: tensor {part.name}: holds infinite or undefined numbers"
                 )
-            values = np.ascontiguousarray(stored.to_dtype(self._dtype).values)
+            rounded = stored.to_dtype(self._dtype)
+            if not rounded.is_finite():
+                raise ModelFileError(
+                    f"{self._where}: tensor {part.name}: holds numbers beyond the range of "
+                    f"{self._dtype}; prepare it as another dtype"
+                )
+            values = np.ascontiguousarray(rounded.values)
             data = values.data.cast("B")
             self._file.write(data)
             self._digest.update(data)

@@ -58,6 +58,7 @@ def _plan_layer(config: ModelConfig, layer: int) -> list[PlannedTensor]:
             (attention + "k_proj.weight", (kv_size, hidden)),
             (attention + "v_proj.weight", (kv_size, hidden)),
         ),
+        *_plan_qkv_extras(config, target, attention),
         _plan(target + "o", (attention + "o_proj.weight", (hidden, q_size))),
         _plan(target + "post_norm", (source + "post_attention_layernorm.weight", (hidden,))),
         _plan(
@@ -67,6 +68,23 @@ def _plan_layer(config: ModelConfig, layer: int) -> list[PlannedTensor]:
         ),
         _plan(target + "down", (mlp + "down_proj.weight", (hidden, intermediate))),
     ]
+
+
+def _plan_qkv_extras(config: ModelConfig, target: str, attention: str) -> list[PlannedTensor]:
+    """The bias of qkv and the norms of q's and k's heads, of the families that have them."""
+    q_size = config.num_heads * config.head_dim
+    kv_size = config.num_kv_heads * config.head_dim
+    planned = []
+    if config.qkv_bias:
+        sizes = {"q": q_size, "k": kv_size, "v": kv_size}
+        parts = [(f"{attention}{part}_proj.bias", (size,)) for part, size in sizes.items()]
+        planned.append(_plan(target + "qkv_bias", *parts))
+    if config.qk_norm:
+        planned += [
+            _plan(f"{target}{part}_norm", (f"{attention}{part}_norm.weight", (config.head_dim,)))
+            for part in "qk"
+        ]
+    return planned
 
 
 def _plan(name: str, *parts: tuple[str, tuple[int, ...]]) -> PlannedTensor:

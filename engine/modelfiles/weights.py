@@ -13,7 +13,7 @@ import torch
 from engine.modelfiles.extents import check_weights_file
 from pdserve.prepared import PreparedModel
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def map_weights(prepared: PreparedModel) -> dict[str, torch.Tensor]:

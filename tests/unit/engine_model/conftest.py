@@ -11,6 +11,7 @@ from engine.model_runner import ModelRunner
 from engine.modelfiles.prepare import prepare_model
 from engine.modelfiles.weights import map_weights
 from pdserve.prepared import PreparedModel
+from support.tiny_families import write_tiny_family
 from support.tiny_llama import write_tiny_llama
 
 PrepareTiny = Callable[..., PreparedModel]
@@ -19,14 +20,19 @@ MakeRunner = Callable[..., ModelRunner]
 
 @pytest.fixture(scope="session")
 def prepare_tiny(tmp_path_factory: pytest.TempPathFactory) -> PrepareTiny:
-    """``prepare_tiny(dtype, **what write_tiny_llama takes)``; made once for the same arguments."""
+    """``prepare_tiny(dtype, **what write_tiny_llama takes)`` or ``(dtype, case=a family)``.
+
+    Made once for the same arguments.
+    """
     root = tmp_path_factory.mktemp("tiny")
     made: dict[str, PreparedModel] = {}
 
     def prepare(dtype: str = "float32", **changes: Any) -> PreparedModel:
         key = f"{dtype} {sorted(changes.items())}"
         if key not in made:
-            folder = write_tiny_llama(root / f"model{len(made)}", **changes)
+            folder = root / f"model{len(made)}"
+            write = write_tiny_family if "case" in changes else write_tiny_llama
+            write(folder, **changes)
             made[key] = prepare_model(str(folder), dtype, cache_dir=root / "cache")
         return made[key]
 

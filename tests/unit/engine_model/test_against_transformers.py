@@ -69,11 +69,14 @@ async def test_greedy_tokens_and_logprobs(
             assert ids[0] == token.token_id
 
 
-async def test_bfloat16_is_near(tmp_path: Path, make_runner: MakeRunner) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+async def test_two_bytes_a_number_are_near(
+    tmp_path: Path, make_runner: MakeRunner, dtype: str
+) -> None:
     """Not equal (roundings fall elsewhere), but most teacher-forced choices agree."""
-    folder = write_tiny_llama(tmp_path / "model", seed=4, dtype="bfloat16")
+    folder = write_tiny_llama(tmp_path / "model", seed=4, dtype=dtype)
     peer = load_peer(folder)
-    driver = StepDriver(make_runner(prepare_model(str(folder), "bfloat16", cache_dir=tmp_path)))
+    driver = StepDriver(make_runner(prepare_model(str(folder), dtype, cache_dir=tmp_path)))
     ids = np.random.default_rng(0).integers(3, 259, 60).tolist()
     with torch.inference_mode():
         expected = peer(torch.tensor([ids])).logits[0].argmax(-1).tolist()

@@ -32,13 +32,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     # MKL splits a product of 24 columns among three threads so that sums change
     "one kv head of 24": {"num_heads": 3, "num_kv_heads": 1, "hidden": 72, "head_dim": 24},
     "no gqa, untied": {"num_heads": 4, "num_kv_heads": 4, "tied": False},
-    "mistral": {
-        "config_changes": {
-            "architectures": ["MistralForCausalLM"], "model_type": "mistral",
-            "sliding_window": None,
-        },
-    },
+    "qwen2": {"case": "qwen2"},
+    "qwen3": {"case": "qwen3"},
 }  # fmt: skip
+CASES = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")]
+CASES += [("qwen3", "float16")]
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ async def alone(driver: StepDriver, prompt_ids: list[int], chunk_tokens: int) ->
     return outcome
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 async def test_chunk_cuts_do_not_matter(
     prepare_tiny: PrepareTiny, make_runner: MakeRunner, shape: str, dtype: str
 ) -> None:
@@ -73,8 +70,7 @@ async def test_chunk_cuts_do_not_matter(
             assert await alone(driver, prompt(length), chunk_tokens) == whole
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 async def test_neighbours_do_not_matter(
     prepare_tiny: PrepareTiny, make_runner: MakeRunner, shape: str, dtype: str
 ) -> None:
@@ -122,8 +118,7 @@ async def test_block_size_does_not_matter(
         assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 async def test_number_of_threads_does_not_matter(
     prepare_tiny: PrepareTiny, make_runner: MakeRunner, shape: str, dtype: str
 ) -> None:

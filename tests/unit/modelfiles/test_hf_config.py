@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,32 +142,114 @@ def test_plain_values_are_accepted(changes: dict[str, Any]) -> None:
 
 
 MISTRAL = {**TINY, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = {**TINY, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {**TINY, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+PHI3 = {**TINY, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOW = {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}
 
 
 def test_mistral_without_a_window_is_a_plain_llama() -> None:
     assert parse_hf_config("config.json", {**MISTRAL, "sliding_window": None}) == PLAIN
 
 
-def test_mistral_with_a_window_is_refused_by_name() -> None:
-    with pytest.raises(ModelFileError, match="field sliding_window: 4096"):
-        parse_hf_config("config.json", {**MISTRAL, "sliding_window": 4096})
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (QWEN2, replace(PLAIN, architecture="qwen2", qkv_bias=True)),
+        (QWEN3, replace(PLAIN, architecture="qwen3", qk_norm=True)),
+        (PHI3, replace(PLAIN, architecture="phi3")),
+    ],
+)
+def test_what_a_family_adds(document: dict[str, Any], expected: ModelConfig) -> None:
+    assert parse_hf_config("config.json", document) == expected
 
 
 @pytest.mark.parametrize(
-    "field", ["sliding_window", "num_key_value_heads", "max_position_embeddings"]
+    ("document", "window"),
+    [
+        ({**MISTRAL, "sliding_window": 512}, 512),
+        ({**PHI3, "sliding_window": 512}, 512),
+        ({**PHI3, "sliding_window": None}, 0),
+        (PHI3, 0),
+        ({**QWEN2, **WINDOW}, 512),
+        ({**QWEN3, **WINDOW}, 512),
+        ({**QWEN2, **WINDOW, "use_sliding_window": False}, 0),
+        ({**QWEN2, **WINDOW, "sliding_window": None}, 0),
+        ({**QWEN2, **WINDOW, "max_window_layers": 2}, 0),  # of two layers none is past it
+        ({**QWEN2, **WINDOW, "layer_types": [FULL, FULL]}, 0),
+        ({**QWEN2, **WINDOW, "max_window_layers": 2, "layer_types": [FULL, SLIDING]}, 512),
+    ],
 )
-def test_mistral_states_what_llama_would_default_otherwise(field: str) -> None:
-    document = {**MISTRAL, "sliding_window": None}
-    del document[field]
-    with pytest.raises(ModelFileError, match=f"field {field}: missing"):
+def test_a_window_ends_the_context(document: dict[str, Any], window: int) -> None:
+    config = parse_hf_config("config.json", document)
+    assert (config.sliding_window, config.max_positions) == (window, window or 2048)
+
+
+def test_a_window_longer_than_the_context() -> None:
+    config = parse_hf_config("config.json", {**MISTRAL, "sliding_window": 4096})
+    assert (config.sliding_window, config.max_positions) == (4096, 2048)
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({**TINY, "sliding_window": 512}, "sliding_window"),  # Llama knows none
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window"),
+        ({**MISTRAL, "sliding_window": 512, "use_sliding_window": True}, "use_sliding_window"),
+        ({**QWEN2, "layer_types": [FULL, SLIDING]}, "layer_types"),  # without a window
+        ({**QWEN2, **WINDOW, "layer_types": [FULL]}, "layer_types"),
+        ({**QWEN2, **WINDOW, "layer_types": [FULL, "chunked_attention"]}, "layer_types"),
+        ({**QWEN2, **WINDOW, "max_window_layers": -1}, "max_window_layers"),
+        ({**QWEN2, "use_mrope": True}, "use_mrope"),
+        ({**QWEN3, "attention_bias": True}, "attention_bias"),
+        ({**PHI3, "partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+        ({**MISTRAL, "auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map"),
+    ],
+)
+def test_what_a_family_refuses(document: dict[str, Any], field: str) -> None:
+    with pytest.raises(ModelFileError, match=f"field {field}: "):
         parse_hf_config("config.json", document)
 
 
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su", "mrope"])
+def test_phi3_folders_name_code_that_is_not_needed() -> None:
+    parse_hf_config("config.json", {**PHI3, "auto_map": {"AutoModelForCausalLM": "m.M"}})
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "mrope", "proportional"])
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
 def test_other_rope_types_are_refused_by_name(field: str, kind: str) -> None:
     with pytest.raises(ModelFileError, match=f"{field}: field rope_type: '{kind}'"):
         parse(**{field: {"rope_type": kind, "factor": 4.0}})
+
+
+def test_phi3_knows_no_rope_scaling_of_ours() -> None:
+    with pytest.raises(ModelFileError, match="rope_scaling: field rope_type: 'yarn'"):
+        parse_hf_config("config.json", {**PHI3, "rope_scaling": YARN})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+def test_yarn_carries_the_context_further() -> None:
+    config = parse(rope_scaling=YARN)
+    attention_factor = 0.1 * math.log(4.0) + 1.0
+    assert config.rope_scaling == RopeScaling(
+        "yarn", 4.0, original_max_positions=1024, attention_factor=attention_factor
+    )
+    assert config.max_positions == 4096
+    assert parse(rope_scaling=YARN, max_position_embeddings=8192).max_positions == 8192
+
+
+def test_yarn_without_its_original_context_takes_the_stated_one() -> None:
+    config = parse(rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert config.rope_scaling.original_max_positions == 2048
+    assert config.max_positions == 8192
+
+
+def test_dynamic_ends_where_its_frequencies_would_change() -> None:
+    config = parse(rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+    assert (config.rope_scaling, config.max_positions) == (RopeScaling("dynamic", 4.0), 2048)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +263,15 @@ def test_other_rope_types_are_refused_by_name(field: str, kind: str) -> None:
         ({**LLAMA3_ROPE_SCALING, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({**LLAMA3_ROPE_SCALING, "low_freq_factor": None}, "low_freq_factor"),
         ({**LLAMA3_ROPE_SCALING, "high_freq_factor": 1.0}, "high_freq_factor"),
+        ({"rope_type": "dynamic"}, "factor"),
+        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "alpha"),
+        ({"rope_type": "yarn"}, "factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}, "beta_fast"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": -1}, "beta_slow"),
+        ({"rope_type": "yarn", "factor": 4.0, "truncate": 1}, "truncate"),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": "1"}, "mscale"),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.0}, "attention_factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "extrapolation_factor": 1.0}, "extrapolation_factor"),
         (
             {**LLAMA3_ROPE_SCALING, "original_max_position_embeddings": 0},
             "original_max_position_embeddings",
@@ -201,6 +293,11 @@ def test_rope_fields_are_checked_by_name(rope: dict[str, Any], field: str) -> No
             "rope_scaling",
         ),
         ({"rope_scaling": "linear"}, "rope_scaling"),
+        (
+            {"rope_scaling": LLAMA3_ROPE_SCALING, "original_max_position_embeddings": 128},
+            "original_max_position_embeddings",
+        ),
+        ({"rope_theta": 1.0}, "rope_theta"),
     ],
 )
 def test_rope_spellings_that_contradict(changes: dict[str, Any], field: str) -> None:

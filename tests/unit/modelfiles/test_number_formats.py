@@ -27,6 +27,15 @@ def test_float16_widens_exactly() -> None:
     np.testing.assert_array_equal(widened, values.astype(np.float32))
 
 
+def test_float16_rounds_as_numpy_does_and_overflows_to_infinity() -> None:
+    values = np.array([1.0, 1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0], np.float32)
+    rounded = StoredArray(values, "float32").to_dtype("float16")
+    assert rounded.values.tolist() == [1.0, 1.0, 1 + 2**-9, 65504.0, np.inf]
+    assert not rounded.is_finite()
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    assert StoredArray(bits, "bfloat16").to_dtype("float16").values.tolist()[0] == 1.0
+
+
 def test_the_same_dtype_is_not_copied() -> None:
     stored = StoredArray(np.ones(3, np.float32), "float32")
     assert stored.to_dtype("float32") is stored

@@ -235,8 +235,21 @@ def test_a_prepared_folder_that_lost_a_file(folder: Path, cache: Path, lost: str
 
 
 def test_another_dtype_is_refused(folder: Path, cache: Path) -> None:
-    with pytest.raises(ConfigError, match="dtype: 'float16'; one of float32, bfloat16"):
+    with pytest.raises(ConfigError, match="dtype: 'int8'; one of float32, bfloat16, float16"):
+        prepare_model(str(folder), "int8", cache_dir=cache)
+
+
+def test_numbers_beyond_float16_are_refused_by_tensor(tmp_path: Path, cache: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny")
+    tensors = random_tensors(
+        seed=0, num_layers=2, hidden=64, intermediate=128, q_size=64, kv_size=32, vocab=320,
+        tied=True,
+    )  # fmt: skip
+    tensors["model.norm.weight"][3] = 65520.0  # rounds to infinity
+    write_checkpoint(folder, tensors, dtype="float32")
+    with pytest.raises(ModelFileError, match=r"norm\.weight: .* beyond the range of float16"):
         prepare_model(str(folder), "float16", cache_dir=cache)
+    prepare_model(str(folder), "bfloat16", cache_dir=cache)
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:

@@ -42,6 +42,13 @@ def test_bfloat16_is_what_torch_rounds_to(tmp_path: Path, prepared: PreparedMode
         assert torch.equal(narrow_weights[name], wide.to(torch.bfloat16)), name
 
 
+def test_float16_is_what_torch_rounds_to(tmp_path: Path, prepared: PreparedModel) -> None:
+    narrow = prepare_model(str(tmp_path / "tiny"), "float16", cache_dir=tmp_path / "cache")
+    narrow_weights = map_weights(narrow)
+    for name, wide in map_weights(prepared).items():
+        assert torch.equal(narrow_weights[name], wide.to(torch.float16)), name
+
+
 def test_tensors_outlive_the_call_and_the_file_name(prepared: PreparedModel) -> None:
     norm = map_weights(prepared)["norm"]
     expected = norm.clone()

@@ -1,41 +1,35 @@
-"""Mistral, written by transformers' own classes: equal greedy ids, close logprobs, float32."""
+"""Every family and rope variant, written by transformers' own classes: the same greedy tokens as
+theirs in float32, and close logprobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from engine.model_runner import ModelRunner
 from engine.modelfiles.prepare import prepare_model
 from pdserve.types import SamplingParams
 from support.model_steps import StepDriver
-from support.tiny_llama import write_text_part
+from support.tiny_families import CASES, write_tiny_family
+
+MakeRunner = Callable[..., ModelRunner]
 
 NUM_NEW = 16
+LENGTHS = (1, 17, 300)
 
 
+@pytest.mark.parametrize("case", CASES)
 async def test_greedy_tokens_and_logprobs(
-    tmp_path: Path, make_runner: Callable[..., ModelRunner]
+    tmp_path: Path, make_runner: MakeRunner, case: str
 ) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(5)
-    config = MistralConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=None,
-        max_position_embeddings=2048, initializer_range=0.25,
-    )  # fmt: skip
-    peer: Any = MistralForCausalLM(config)
-    peer.eval()
-    folder = tmp_path / "model"
-    peer.save_pretrained(folder)
-    write_text_part(folder, 320)
-    driver = StepDriver(make_runner(prepare_model(str(folder), "float32", cache_dir=tmp_path)))
-    for length in (1, 17, 300):
+    peer = write_tiny_family(tmp_path / "model", case)
+    prepared = prepare_model(str(tmp_path / "model"), "float32", cache_dir=tmp_path)
+    driver = StepDriver(make_runner(prepared))
+    for length in LENGTHS:
         ids = np.random.default_rng(length).integers(3, 259, length).tolist()
         tokens = await driver.generate(ids, SamplingParams(max_tokens=NUM_NEW, num_logprobs=20))
         found_ids = [token.token_id for token in tokens]
