@@ -2,22 +2,46 @@
 
 A transport is a listener and a dialer that make ``Connection``s. After the far end closed or the
 connection broke, ``receive`` still gives what had arrived and then raises PeerUnreachable; ``send``
-raises it at once. A connection is used by one reading and one sending task at a time; cancelling a
-pending call may break it. Transports know nothing of messages.
+raises it at once, or, where a break shows late, at one of the next calls. A connection is used by
+one reading and one sending task at a time; cancelling a pending call may break it. ``send`` returns
+when the message will go without the sender's help, and waits while much is on its way unread.
+
+Where one side can read the other's memory itself, the dialling end has a ``Window``: frames then
+name blocks instead of carrying their bytes. Transports know nothing of messages. What all of them
+must do is tests/integration/test_kv_transports.py; a new one is one more entry in
+tests/support/kv_transports.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from pdserve.types import Endpoint
+
+
+class Window(Protocol):
+    """The memory of the far end's block pool, to be read from here (one-sided)."""
+
+    async def read(self, offsets: Sequence[int], out: Sequence[memoryview]) -> None:
+        """Copy from each offset (bytes from the start of the pool) as much as its ``out`` takes.
+
+        A read that has begun has ended when the call returns or raises, also when it is cancelled.
+
+        Raises:
+            FrameCorrupt: not inside the pool.
+            PeerUnreachable: the far end is gone.
+        """
 
 
 class Connection(Protocol):
     @property
     def peer(self) -> str:
         """For people: address of the far end."""
+
+    @property
+    def window(self) -> Window | None:
+        """None: bytes travel in messages only. The listening end has none."""
 
     async def send(self, data: bytes) -> None:
         """Hand over one message; waits while the far end is behind. Raises PeerUnreachable."""

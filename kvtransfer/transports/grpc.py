@@ -41,6 +41,7 @@ class GrpcListener:
         self._listen = listen
         self._advertise = advertise
         self._server: grpc.aio.Server | None = None
+        self._handling: set[asyncio.Task[None]] = set()
         self._port = 0
 
     @property
@@ -54,7 +55,13 @@ class GrpcListener:
         async def read(
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
         ) -> None:
-            await handler(GrpcServerConnection(context))
+            task = asyncio.current_task()
+            assert task is not None
+            self._handling.add(task)
+            try:
+                await handler(GrpcServerConnection(context))
+            finally:
+                self._handling.discard(task)
 
         host = self._listen.rpartition(":")[0]
         options = {
@@ -80,7 +87,9 @@ class GrpcListener:
     async def close(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            await server.stop(grace=None)
+            await server.stop(grace=None)  # cancels the handlers, does not wait for them
+            if self._handling:
+                await asyncio.wait(set(self._handling))
 
     def _address(self, host: str, port: int) -> str:
         if not self._advertise:
@@ -128,6 +137,8 @@ class GrpcDialer:
 class GrpcClientConnection:
     """The reader's end. Cancelling a pending read or write cancels the call at once."""
 
+    window = None
+
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
         self._call = call
@@ -152,13 +163,16 @@ class GrpcClientConnection:
 class GrpcServerConnection:
     """The holder's end; the stream ends when the handler returns."""
 
+    window = None
+
     def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         self._context = context
         self._closed = False
+        self._peer = context.peer()  # once: grpcio crashes if it is asked after the stream's end
 
     @property
     def peer(self) -> str:
-        return self._context.peer()
+        return self._peer
 
     async def send(self, data: bytes) -> None:
         self._refuse_if_closed()

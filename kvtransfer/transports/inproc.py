@@ -106,6 +106,8 @@ class InprocDialer:
 class InprocConnection:
     """One end."""
 
+    window = None
+
     def __init__(self, peer: str, outgoing: _Pipe, incoming: _Pipe) -> None:
         self._peer = peer
         self._outgoing = outgoing

@@ -11,6 +11,7 @@ from kvtransfer.exporter import Export, ExportOutcome
 from pdserve.errors import PeerUnreachable, StaleEpoch, TransferError
 from support.kv_faults import Tap, break_at
 from support.kv_pair import LAYOUT, KvPair, kv_pair, settle, until
+from support.kv_transports import each_transport
 
 BLOCK = LAYOUT.block_bytes
 NUM_TOKENS = 14  # four blocks
@@ -21,8 +22,6 @@ MESSAGES = [
 ]  # fmt: skip
 BEFORE_ACK = range(len(MESSAGES) - 1)
 BEFORE_COMMIT = range(len(MESSAGES) - 2)
-
-each_transport = pytest.mark.parametrize("transport", ["inproc", "grpc"])
 
 
 async def redeemed_again(pair: KvPair, export: Export) -> None:
@@ -44,7 +43,7 @@ async def test_the_messages_of_a_read_are_these() -> None:
     assert tap.names() == MESSAGES
 
 
-@each_transport
+@each_transport()
 @pytest.mark.parametrize("number", BEFORE_ACK)
 async def test_the_reader_dies(transport: str, number: int) -> None:
     tap = Tap(break_at(number))
@@ -61,7 +60,7 @@ async def test_the_reader_dies(transport: str, number: int) -> None:
         await redeemed_again(pair, export)
 
 
-@each_transport
+@each_transport()
 @pytest.mark.parametrize("number", BEFORE_ACK)
 async def test_the_holder_dies(transport: str, number: int) -> None:
     tap = Tap(break_at(number))
@@ -81,7 +80,7 @@ async def test_the_holder_dies(transport: str, number: int) -> None:
         await redeemed_again(pair, export)
 
 
-@each_transport
+@each_transport()
 @pytest.mark.parametrize("end", ["reader", "holder"])
 async def test_a_lost_ack_costs_only_the_holders_blocks(transport: str, end: str) -> None:
     tap = Tap(break_at(len(MESSAGES) - 1))
@@ -145,7 +144,7 @@ async def test_the_reader_is_cancelled_at_every_message_over_grpc(number: int) -
         await redeemed_again(pair, export)
 
 
-@each_transport
+@each_transport()
 async def test_the_reader_is_cancelled_while_it_waits(transport: str) -> None:
     """For its ticket, for room, for frames, for its intake."""
     async with kv_pair(transport, config=CONFIG) as pair:

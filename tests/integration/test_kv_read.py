@@ -1,4 +1,4 @@
-"""What every transport must do: one suite, once a transport."""
+"""A KV read over every transport: one suite, once a transport (messages: test_kv_transports.py)."""
 
 from dataclasses import replace
 
@@ -10,11 +10,12 @@ from kvtransfer.messages import FinishedAtPrefill, FirstTokenInfo
 from pdserve.errors import LayoutMismatch, PeerSilent, StaleEpoch, TicketExpired, TicketUnknown
 from support.kv_faults import ScriptedHolder, Talker, Tap
 from support.kv_pair import FIRST, LAYOUT, kv_pair, until
+from support.kv_transports import each_transport
 
 BLOCK = LAYOUT.block_bytes
 SIZE = LAYOUT.block_size
 
-pytestmark = pytest.mark.parametrize("transport", ["inproc", "grpc"])
+pytestmark = each_transport()
 
 
 @pytest.mark.parametrize("num_tokens", [1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 47 * SIZE + 2])

@@ -31,6 +31,7 @@ class _HarmfulConnection:
         self._inner = inner
         self._harm = harm
         self._num_received = 0
+        self.window = inner.window
 
     @property
     def peer(self) -> str:

@@ -61,6 +61,7 @@ class _TappedConnection:
         self._connection = connection
         self._tap = tap
         self.peer = connection.peer
+        self.window = connection.window
 
     async def send(self, data: bytes) -> None:
         await self._connection.send(await self._pass_on(data))

@@ -18,9 +18,7 @@ from kvtransfer.exporter import Export, Exporter
 from kvtransfer.importer import ImportedKv, Importer
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FirstTokenInfo
-from kvtransfer.transports.base import Dialer, Handler, Listener
-from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
-from kvtransfer.transports.inproc import InprocNetwork
+from kvtransfer.transports.base import Handler
 from pdserve.clock import MonotonicClock
 from pdserve.types import (
     Endpoint,
@@ -30,6 +28,7 @@ from pdserve.types import (
     TransferTicket,
     WorkerId,
 )
+from support.kv_transports import Carrier, make_carrier
 from support.staged import GatedCopier, StagedBuffers
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=4, block_size=4, dtype="float32")
@@ -131,21 +130,6 @@ class KvPair:
             self.leases.pop().release()
 
 
-class Carrier:
-    """A listener and a dialer of one transport; tests wrap them to interfere."""
-
-    def __init__(self, listener: Listener, dialer: Dialer) -> None:
-        self.listener = listener
-        self.dialer = dialer
-
-
-def make_carrier(transport: str) -> Carrier:
-    if transport == "grpc":
-        return Carrier(GrpcListener(), GrpcDialer())
-    network = InprocNetwork()
-    return Carrier(network.listener(), network.dialer())
-
-
 @asynccontextmanager
 async def kv_pair(
     transport: str = "inproc",
@@ -164,15 +148,15 @@ async def kv_pair(
     """
     before = asyncio.all_tasks()
     config = config or TransferConfig(max_frame_bytes=3 * layout.block_bytes)
-    carrier = make_carrier(transport)
-    if wrap is not None:
-        wrap(carrier)
     clock = MonotonicClock()
     source = ByteBuffers(layout, num_blocks, seed=1)
     target = ByteBuffers(reader_layout or layout, num_blocks, seed=2)
     ends: dict[str, BlockBuffers] = {"holder": source, "reader": target}
     copiers = {end: GatedCopier(ends[end]) for end in staged}
     ends.update({end: StagedBuffers(ends[end], copier) for end, copier in copiers.items()})
+    carrier = make_carrier(transport, ends["holder"], config)
+    if wrap is not None:
+        wrap(carrier)
     exporter = Exporter(ends["holder"], clock, config)
     endpoint = await carrier.listener.start(wrap_handler(exporter.serve))
     importer = Importer(

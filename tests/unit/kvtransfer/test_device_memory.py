@@ -20,11 +20,12 @@ from pdserve.errors import (
 )
 from support.kv_pair import FIRST, kv_pair, settle, until
 from support.kv_script import BLOCK, frame, last_frame, sends
+from support.kv_transports import each_transport
 
 ENDS = [("holder",), ("reader",), ("holder", "reader")]
 
 
-@pytest.mark.parametrize("transport", ["inproc", "grpc"])
+@each_transport()
 @pytest.mark.parametrize("staged", ENDS, ids="+".join)
 @pytest.mark.parametrize("num_tokens", [1, 4, 13, 48])
 async def test_any_size_arrives_whole(

@@ -1,0 +1,75 @@
+"""Every transport a KV read may use, for tests that run over all of them.
+
+A new transport is one entry of ``CASES``: the conformance suite (test_kv_transports.py), the suite
+of KV reads (test_kv_read.py) and the fault tests take it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from engine.block_pool import BlockBuffers
+from kvtransfer.config import TransferConfig
+from kvtransfer.transports.base import Dialer, Listener
+from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
+from kvtransfer.transports.inproc import InprocNetwork
+
+
+class Carrier:
+    """A listener and a dialer of one transport; tests wrap them to interfere."""
+
+    def __init__(self, listener: Listener, dialer: Dialer) -> None:
+        self.listener = listener
+        self.dialer = dialer
+
+
+@dataclass(frozen=True)
+class TransportCase:
+    """``make(holder's blocks, config)``; ``missing()`` says why it cannot run here, "" if it can.
+
+    ``crosses``: whether the two ends may be in different processes. ``marks``: of its tests.
+    """
+
+    make: Callable[[BlockBuffers, TransferConfig], Carrier]
+    crosses: bool = True
+    missing: Callable[[], str] = lambda: ""
+    marks: tuple[Any, ...] = ()
+
+
+def _inproc(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    network = InprocNetwork()
+    return Carrier(network.listener(), network.dialer())
+
+
+def _grpc(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    return Carrier(GrpcListener(), GrpcDialer())
+
+
+CASES = {
+    "inproc": TransportCase(_inproc, crosses=False),
+    "grpc": TransportCase(_grpc),
+}
+
+
+def each_transport(*, crossing: bool = False) -> pytest.MarkDecorator:
+    """Parametrises ``transport`` over all; ``crossing``: only those between processes.
+
+    What a machine lacks is skipped by name.
+    """
+    names = [name for name, case in CASES.items() if case.crosses or not crossing]
+    return pytest.mark.parametrize("transport", [_parameter(name) for name in names])
+
+
+def make_carrier(transport: str, buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    return CASES[transport].make(buffers, config)
+
+
+def _parameter(name: str) -> Any:
+    case = CASES[name]
+    reason = case.missing()
+    skip = (pytest.mark.skip(reason=f"{name}: {reason}"),) if reason else ()
+    return pytest.param(name, marks=(*case.marks, *skip))
