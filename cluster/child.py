@@ -153,7 +153,8 @@ class Child:
     def _pass_on(self, line: bytes) -> None:
         text = line.decode("utf-8", errors="replace").rstrip()
         self._tail.append(text)
-        self._say(f"[{self.name}] {text}")
+        # A JSON line names its worker itself, and must stay JSON.
+        self._say(text if text.startswith("{") else f"[{self.name}] {text}")
 
     def _failed(self, problem: str) -> ChildFailed:
         return ChildFailed(self.name, problem, self._tail)

@@ -7,7 +7,6 @@ the caller's: it is handed in loaded and stays open, so that a process may give 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,13 +22,14 @@ from kvtransfer.transports.base import Dialer
 from kvtransfer.transports.grpc import GrpcDialer
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
+from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, Hello
 from pdserve.prepared import PreparedModel
 from pdserve.router_sessions import RouterSessions
 from pdserve.rpc.worker_link import dial_router as dial_router_by_grpc
 from pdserve.types import Role, WorkerId, WorkerLimits
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 DialRouter = Callable[[str], Awaitable[WorkerLink]]
 
@@ -116,7 +116,7 @@ class DecodeApp:
             async with asyncio.timeout(grace_s):
                 await self.worker.drained()
         except TimeoutError:
-            logger.warning("drain_grace_over legs=%d", self.worker.num_legs)
+            logger.warning("drain_grace_over", legs=self.worker.num_legs)
         await self._routers.leave()
 
 

@@ -8,7 +8,6 @@ Never retries: that is the router's.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Protocol
 
 from decode_worker.leg import DecodeLeg, LegState
@@ -19,10 +18,11 @@ from kvtransfer.importer import ImportedKv, Importer
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FinishedAtPrefill
 from pdserve.errors import EngineFailure, FrameCorrupt, PdserveError, TransferError
+from pdserve.log import event_log
 from pdserve.messages import Committed, KvFailed, Tokens
 from pdserve.types import KVLayout, TokenEvent, TransferTicket
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class LegOwner(Protocol):
@@ -81,7 +81,7 @@ class Intake:
     def _finished(self, leg: DecodeLeg, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("intake_bug request=%s", leg.request_id, exc_info=error)
+            logger.error("intake_bug", request=leg.request_id, exc=error)
             self._owner.fail(leg, PdserveError.code, f"intake: {error!r}")
         self._owner.leg_task_done(leg)
 
@@ -139,8 +139,8 @@ class Intake:
 
     def _report_failure(self, leg: DecodeLeg, ticket: TransferTicket, error: TransferError) -> None:
         logger.warning(
-            "kv_failed request=%s epoch=%d code=%s detail=%s",
-            leg.request_id, leg.epoch, error.code, error,
+            "kv_failed", request=leg.request_id, epoch=leg.epoch, holder=ticket.worker_id,
+            code=error.code, error=error,
         )  # fmt: skip
         leg.sink.emit(KvFailed(leg.request_id, ticket.ticket_id, leg.epoch, error.code, str(error)))
         self._owner.end(leg)

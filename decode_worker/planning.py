@@ -6,7 +6,6 @@ PARKED and PREFILLING. Knows no sessions and emits no events.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence as SequenceOf
 
 from decode_worker.leg import DecodeLeg, LegState
@@ -14,12 +13,13 @@ from decode_worker.parking import copy_in, copy_out
 from decode_worker.scheduler import SequenceView, Snapshot, StepDecision, plan_step
 from engine.block_pool import BlockBuffers, BlockPool
 from engine.step import StepRow
+from pdserve.log import event_log
 
 # A look that only moves sequences gives no rows: all had to leave at once and the oldest can come
 # back at the second look; if it has to compute its KV again first, the third one sees that.
 MAX_LOOKS = 3
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class StepAssembler:
@@ -113,8 +113,8 @@ class StepAssembler:
         leg.state = LegState.PARKED
         self.num_parkings += 1
         logger.info(
-            "parked request=%s tokens=%d copied_bytes=%d",
-            leg.request_id, len(sequence.token_ids), leg.parked.num_bytes if leg.parked else 0,
+            "parked", request=leg.request_id, tokens=len(sequence.token_ids),
+            copied_bytes=leg.parked.num_bytes if leg.parked else 0,
         )  # fmt: skip
 
     def _restore(self, leg: DecodeLeg) -> None:
@@ -129,7 +129,7 @@ class StepAssembler:
             leg.state = LegState.RUNNING
         else:
             leg.state = LegState.PREFILLING
-        logger.info("restored request=%s", leg.request_id)
+        logger.info("restored", request=leg.request_id)
 
     def _grow(self, leg: DecodeLeg) -> None:
         sequence = leg.held

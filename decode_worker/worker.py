@@ -10,7 +10,6 @@ block promises room.py's, the KV read intake.py's. It never retries and knows no
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence as SequenceOf
 
 from decode_worker.config import DecodeConfig
@@ -27,6 +26,7 @@ from kvtransfer.importer import Importer
 from kvtransfer.intake import IntakeBudget
 from pdserve.clock import Clock
 from pdserve.errors import EngineFailure, PdserveError
+from pdserve.log import event_log
 from pdserve.messages import (
     Admitted,
     AlreadyCommitted,
@@ -39,7 +39,7 @@ from pdserve.messages import (
 from pdserve.roles import EventSink
 from pdserve.types import Leg, RequestId, WorkerStatus
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class DecodeWorker:
@@ -97,7 +97,7 @@ class DecodeWorker:
     def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
         leg = self._legs.get(request_id)
         if leg is not None and leg.epoch <= epoch and leg.sink is sink:
-            logger.debug("cancel request=%s epoch=%d reason=%s", request_id, epoch, reason)
+            logger.debug("cancel", request=request_id, epoch=epoch, reason=reason)
             self.end(leg)
 
     def session_ended(self, sink: EventSink) -> None:

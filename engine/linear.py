@@ -17,7 +17,6 @@ exact either way). On other devices the library's own kernel is used unchecked.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -25,8 +24,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name everybody knows it by
 
 from engine.threads import one_thread
+from pdserve.log import event_log
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 TILE_ROWS = 64
 CHECK_COLUMNS = 1024  # outputs of a weight that the check looks at
@@ -63,10 +63,10 @@ def choose_kernel(weights: Iterable[torch.Tensor], device: torch.device) -> Line
             if all(rows_are_independent(kernel, sample) for sample in samples):
                 return kernel
         except (RuntimeError, NotImplementedError) as error:  # the build or CPU lacks it
-            logger.info("linear_kernel_absent kernel=%s problem=%r", kernel.name, str(error))
+            logger.info("linear_kernel_absent", kernel=kernel.name, problem=str(error))
             continue
-        logger.warning("linear_kernel_varies kernel=%s threads=%d", kernel.name,
-                       torch.get_num_threads())  # fmt: skip
+        threads = torch.get_num_threads()
+        logger.warning("linear_kernel_varies", kernel=kernel.name, threads=threads)
     return slow_kernel
 
 

@@ -13,7 +13,6 @@ Not covered: overlapping the planning of one step with the run of the one before
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from engine.block_pool import BlockLease
 from engine.step import SampledToken, StepRow, StepRunner
 from pdserve.clock import Clock
 from pdserve.errors import EngineFailure, PdserveError
+from pdserve.log import event_log
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class EngineLoop:
         try:
             _, running = await asyncio.wait({task}, timeout=grace_s)
             if running:
-                _log.warning("engine_step_abandoned age_s=%.1f", self.step_age_s)
+                _log.warning("engine_step_abandoned", age_s=self.step_age_s)
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -124,8 +124,8 @@ class EngineLoop:
                     await self._step(rows)
                 else:
                     await self._wake.wait()
-        except Exception:
-            _log.exception("engine_loop_broken steps=%d", self._num_steps)
+        except Exception as error:
+            _log.error("engine_loop_broken", steps=self._num_steps, exc=error)
             self._busy_since_s = self._clock.now()
             raise
 
@@ -150,7 +150,7 @@ class EngineLoop:
         if failure is None:
             self._planner.apply(rows, results, StepTiming(started_s, self._clock.now()))
         else:
-            _log.error("engine_step_failed rows=%d error=%s", len(rows), failure, exc_info=failure)
+            _log.error("engine_step_failed", rows=len(rows), error=failure, exc=failure)
             self._planner.step_failed(rows, failure)
 
 

@@ -12,7 +12,6 @@ memory with other processes.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
@@ -34,10 +33,11 @@ from engine.sampler import SamplingRow, sample
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
 from pdserve.errors import ConfigError
+from pdserve.log import event_log
 from pdserve.prepared import PreparedModel
 from pdserve.types import Attempt, KVLayout, Request, RequestId, SamplingParams
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 WARM_UP_TOKENS = 33
 DEFAULT_CPU_KV_MIB = 1024.0
@@ -133,10 +133,10 @@ class ModelRunner:
         padding = choose_row_padding(config.head_dim, self._device)
         self._kernels = f"linear {kernel.name}, {padding}"
         logger.info(
-            "kernels_chosen device=%s threads=%d kernels=%r",
-            self._device,
-            self._num_threads,
-            self._kernels,
+            "kernels_chosen",
+            device=self._device,
+            threads=self._num_threads,
+            kernels=self._kernels,
         )
         num_positions = min(config.max_positions, self.buffers.num_blocks * self.layout.block_size)
         with torch.inference_mode():

@@ -12,7 +12,6 @@ steps or tokens' meaning.
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from kvtransfer.codec import decode
 from kvtransfer.config import TransferConfig
@@ -24,11 +23,12 @@ from kvtransfer.ticket_book import TicketBook
 from kvtransfer.transports.base import Connection
 from pdserve.clock import Clock
 from pdserve.errors import PdserveError, ProtocolError, TicketUnknown
+from pdserve.log import event_log
 from pdserve.types import TransferTicket
 
 __all__ = ["Export", "ExportOutcome", "Exporter"]
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class Exporter:
@@ -78,7 +78,7 @@ class Exporter:
             await self._serve(connection)
         except PdserveError as error:
             self.num_failed_reads += 1
-            _log.info("kv_read_failed peer=%s code=%s error=%s", connection.peer, error.code, error)
+            _log.info("kv_read_failed", peer=connection.peer, code=error.code, error=error)
         finally:
             self._num_connections -= 1
             if not self._num_connections:
@@ -98,7 +98,7 @@ class Exporter:
             async with asyncio.timeout(self._config.farewell_timeout_s):
                 await self.idle()
         except TimeoutError:
-            _log.warning("kv_readers_left num=%d", self._num_connections)
+            _log.warning("kv_readers_left", num=self._num_connections)
 
     async def _serve(self, connection: Connection) -> None:
         try:

@@ -10,7 +10,6 @@ ticket (ticket_book.py).
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
@@ -43,9 +42,10 @@ from pdserve.errors import (
     ProtocolError,
     TicketUnknown,
 )
+from pdserve.log import event_log
 from pdserve.types import KVLayout
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class HolderSession:

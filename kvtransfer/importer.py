@@ -7,7 +7,6 @@ Never retries. Not covered: reading only what is missing (a prefix already in ow
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from kvtransfer.codec import encode
@@ -19,11 +18,12 @@ from kvtransfer.store import BlockBuffers
 from kvtransfer.transports.base import Connection, Dialer
 from pdserve.clock import Clock
 from pdserve.errors import PeerUnreachable, TicketExpired, TransferError
+from pdserve.log import event_log
 from pdserve.types import Endpoint, TransferTicket, WorkerId
 
 __all__ = ["FinishedAtPrefill", "ImportedKv", "Importer", "MakeRoom"]
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class Importer:
@@ -144,6 +144,6 @@ class Importer:
         except PeerUnreachable:
             pass
         except TimeoutError:
-            _log.info("kv_holder_lingers peer=%s", connection.peer)
+            _log.info("kv_holder_lingers", peer=connection.peer)
         finally:
             await connection.close()

@@ -12,7 +12,6 @@ Not covered: several sessions with one router at a time.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -20,6 +19,7 @@ from dataclasses import replace
 from pdserve.clock import Clock
 from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, WorkerLost
 from pdserve.links import WorkerLink
+from pdserve.log import event_log
 from pdserve.messages import Cancel, Drain, Goodbye, StepReport, Submit, Welcome, WorkerEvent
 from pdserve.roles import WorkerRole
 
@@ -28,7 +28,7 @@ DIAL_TIMEOUT_S = 10.0
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 async def serve_session(
@@ -73,7 +73,7 @@ async def stay_connected(
     while True:
         dialled_s = clock.now()
         reason = await _dial_and_serve(dial, role, clock, leave)
-        _log.info("session_ended router=%s reason=%r", router, reason)
+        _log.info("session_ended", router=router, reason=reason)
         if role.status().draining or (leave is not None and leave.is_set()):
             return
         if clock.now() - dialled_s > MAX_BACKOFF_S:
@@ -179,7 +179,7 @@ class _Session:
         if not isinstance(welcome, Welcome):
             return f"protocol error: {type(welcome).__name__} instead of Welcome"
         self._heartbeat_s = welcome.heartbeat_s
-        _log.info("session_joined router_id=%s", welcome.router_id)
+        _log.info("session_joined", router_id=welcome.router_id)
         return None
 
     async def serve(self, leave: asyncio.Event | None) -> str:

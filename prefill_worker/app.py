@@ -10,7 +10,6 @@ The runner is the caller's: closed by it, after the app.
 from __future__ import annotations
 
 import asyncio
-import logging
 import platform
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +22,7 @@ from kvtransfer.exporter import Exporter
 from kvtransfer.transports.base import Listener
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
+from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, Hello
 from pdserve.prepared import PreparedModel
 from pdserve.router_sessions import RouterSessions
@@ -32,7 +32,7 @@ from prefill_worker.worker import PrefillWorker
 
 DialRouter = Callable[[str], Awaitable[WorkerLink]]
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class PrefillApp:
@@ -86,7 +86,7 @@ class PrefillApp:
         self._worker.loop.start()
         self._routers = RouterSessions(self._worker, self._dial_router, self._clock)
         await self._routers.serve(self._config.routers)
-        _log.info("prefill_worker_started worker=%s endpoints=%s", hello.worker_id, endpoints)
+        _log.info("prefill_worker_started", worker=hello.worker_id, endpoints=endpoints)
         return self
 
     async def __aexit__(
@@ -130,7 +130,7 @@ class PrefillApp:
             async with asyncio.timeout(grace_s):
                 await self.worker.drained()
         except TimeoutError:
-            _log.warning("drain_cut_short worker=%s grace_s=%g", self.hello.worker_id, grace_s)
+            _log.warning("drain_cut_short", worker=self.hello.worker_id, grace_s=grace_s)
         await self._routers.leave()
 
     def _make_hello(self, endpoints: tuple[Endpoint, ...]) -> Hello:

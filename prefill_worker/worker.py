@@ -11,7 +11,6 @@ leg with a ticket has one task that waits for what its reader does. docs/protoco
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from dataclasses import replace
 
@@ -29,6 +28,7 @@ from pdserve.errors import (
     TicketExpired,
     TicketUnknown,
 )
+from pdserve.log import event_log
 from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Submit
 from pdserve.roles import EventSink
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
@@ -38,7 +38,7 @@ from prefill_worker.leg import SCHEDULABLE, LegState, PrefillLeg
 from prefill_worker.load import load_of
 from prefill_worker.scheduler import plan_prefill
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class PrefillWorker:
@@ -242,9 +242,7 @@ class PrefillWorker:
             leg.watch.cancel()
 
     def _fail(self, leg: PrefillLeg, error: PdserveError) -> None:
-        _log.info(
-            "prefill_leg_failed request=%s epoch=%d code=%s", leg.request_id, leg.epoch, error.code
-        )
+        _log.info("prefill_leg_failed", request=leg.request_id, epoch=leg.epoch, code=error.code)
         leg.sink.emit(Failed(leg.request_id, leg.epoch, Leg.PREFILL, error.code, str(error)))
         self._end(leg, str(error))
 

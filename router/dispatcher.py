@@ -7,10 +7,10 @@ not know clients; what workers answer is flight.py's affair.
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 
 from pdserve.clock import Clock
+from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
@@ -29,7 +29,7 @@ from router.policy import (
 from router.pool import WorkerPool
 from router.request_queue import RequestQueue
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class Dispatcher:
@@ -122,8 +122,8 @@ class Dispatcher:
                 num_tokens=submit.num_compute_tokens,
             )
             logger.debug(
-                "submitted request=%s epoch=%d leg=%s worker=%s",
-                flight.request.request_id, flight.epoch, submit.leg, submit.worker.worker_id,
+                "submitted", request=flight.request.request_id, epoch=flight.epoch,
+                leg=submit.leg, worker=submit.worker.worker_id,
             )  # fmt: skip
 
     def _draw_ticket(self, choice: Placement) -> TransferTicket:

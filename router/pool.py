@@ -22,6 +22,7 @@ from pdserve.errors import (
     WorkerLost,
 )
 from pdserve.links import RouterLink
+from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, FromWorker, Hello, StepReport, WorkerEvent
 from pdserve.types import ModelInfo, RequestId, WorkerId
 from router.barred_pairs import BarredPairs
@@ -30,7 +31,7 @@ from router.policy import WorkerRef, WorkerView
 from router.session import SessionEnd, WorkerSession
 from router.timers import Timers
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class PoolObserver(Protocol):
@@ -150,10 +151,10 @@ class WorkerPool:
             return hello
         except (ProtocolError, ShuttingDown) as error:
             level = logging.INFO if isinstance(error, ShuttingDown) else logging.WARNING
-            logger.log(level, "worker_refused peer=%s error=%s", link.peer, error)
+            logger.at(level, "worker_refused", peer=link.peer, error=error)
             await link.refuse(error)
         except PdserveError as error:  # the carrier's word for a link that broke
-            logger.warning("greeting_broken peer=%s error=%s", link.peer, error)
+            logger.warning("greeting_broken", peer=link.peer, error=error)
         await link.close()
         return None
 
@@ -212,8 +213,8 @@ class WorkerPool:
         session.welcome(self.router_id, self._config.heartbeat_s)
         self._watch(session)
         logger.info(
-            "worker_joined worker=%s role=%s incarnation=%s peer=%s device=%r",
-            hello.worker_id, hello.role, hello.incarnation, link.peer, hello.device,
+            "worker_joined", worker=hello.worker_id, role=hello.role, incarnation=hello.incarnation,
+            peer=link.peer, device=hello.device,
         )  # fmt: skip
         self._observer.workers_changed()
         return session
@@ -237,10 +238,9 @@ class WorkerPool:
         del self._sessions[session.ref.worker_id]
         self.barred.forget(session.ref.worker_id)
         # A worker that said goodbye and a router that stops end a session on purpose.
-        logger.log(
-            logging.WARNING if end.died else logging.INFO,
-            "worker_lost worker=%s incarnation=%s error=%s",
-            session.ref.worker_id, session.ref.incarnation, end.error,
+        logger.at(
+            logging.WARNING if end.died else logging.INFO, "worker_lost",
+            worker=session.ref.worker_id, incarnation=session.ref.incarnation, error=end.error,
         )  # fmt: skip
         self._observer.worker_lost(session, end)
         self._observer.workers_changed()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -22,8 +21,9 @@ from pdserve.errors import (
     ShuttingDown,
 )
 from pdserve.links import RouterLink
+from pdserve.log import event_log
 from pdserve.messages import FirstToken, Tokens, WorkerEvent
-from pdserve.types import ModelInfo, Request, RequestId, Role
+from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, Role
 from router import admission
 from router.actions import (
     Action,
@@ -46,7 +46,7 @@ from router.session import SessionEnd, WorkerSession
 from router.timers import Timer, Timers
 from router.token_stream import TokenStream
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class _Entry:
@@ -254,8 +254,8 @@ class Router:
         self._queue.put_back(flight)
         self._wake()
         logger.info(
-            "requeued request=%s epoch=%d delivered=%d cause=%r",
-            flight.request.request_id, flight.epoch, flight.num_delivered, cause,
+            "requeued", request=flight.request.request_id, epoch=flight.epoch,
+            delivered=flight.num_delivered, cause=cause,
         )  # fmt: skip
 
     def _end(self, entry: _Entry, error: PdserveError | None) -> None:
@@ -269,11 +269,7 @@ class Router:
         if not self._entries:
             self._idle.set()
         self._wake()
-        logger.info(
-            "ended request=%s tokens=%d dispatches=%d error=%s",
-            flight.request.request_id, flight.num_delivered, flight.epoch,
-            "-" if error is None else error.code,
-        )  # fmt: skip
+        _tell_end(flight, flight.ledger.timing(self._clock.now()), error)
 
     def _unused_id(self, wanted: RequestId) -> RequestId:
         """``wanted``, or a variant of it while another request of that id holds anything."""
@@ -293,6 +289,22 @@ class Router:
         return admission.estimated_wait_s(
             ahead + num_prompt_tokens, len(views), self._speed.tokens_per_s
         )
+
+
+def _tell_end(flight: Flight, timing: RequestTiming, error: PdserveError | None) -> None:
+    """The one line of a request at the usual level: what it was, where it ran, how long it took."""
+    logger.info(
+        "request_ended",
+        request=flight.request.request_id,
+        error=None if error is None else error.code,
+        prompt_tokens=timing.num_prompt_tokens,
+        tokens=flight.num_delivered,
+        ttft_s=timing.ttft_s if flight.num_delivered else None,
+        total_s=timing.total_s,
+        dispatches=flight.epoch,
+        prefill=timing.prefill_worker or None,
+        decode=timing.decode_worker or None,
+    )
 
 
 def _request_of(event: WorkerEvent) -> RequestId:

@@ -7,13 +7,13 @@ It does not know requests (router.py), nor who else is in the pool (pool.py).
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.clock import Clock
 from pdserve.errors import PdserveError, ProtocolError, WorkerLost
 from pdserve.links import RouterLink
+from pdserve.log import event_log
 from pdserve.messages import (
     Admitted,
     AlreadyCommitted,
@@ -34,7 +34,7 @@ from pdserve.types import Attempt, Leg, RequestId, Role, TransferTicket, WorkerS
 from router.bookings import Booking, Bookings, LegKey
 from router.policy import WorkerRef, WorkerView
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ be told from a cancellation. This module does not know HTTP, gRPC, workers or qu
 
 from __future__ import annotations
 
-import logging
 import secrets
 from dataclasses import replace
 from typing import Self
 
 from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import EngineFailure, InvalidRequest, PdserveError, RequestCancelled
+from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.types import (
     FinishReason,
@@ -43,7 +43,7 @@ from router.text_job import (
 )
 from router.tokenizer import TextModel
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 
 class TextService:
@@ -194,7 +194,7 @@ class TextGeneration:
         self._counted = True
         self._tokens.cancel(reason)
         self._metrics.observe_cancelled(self.timing)
-        logger.info("text_cancelled request=%s reason=%s", self.request_id, reason)
+        logger.info("text_cancelled", request=self.request_id, reason=reason)
 
     def __aiter__(self) -> Self:
         return self
@@ -259,7 +259,7 @@ class TextGeneration:
             async for _ in self._events:
                 pass
         except PdserveError as error:
-            logger.debug("text_overrun_ended request=%s error=%s", self.request_id, error.code)
+            logger.debug("text_overrun_ended", request=self.request_id, error=error.code)
         self._ended = True
         if not self._counted:
             self._counted = True

@@ -8,9 +8,11 @@ The engine is built here and handed to the role: the process owns it, the role b
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import platform
+import secrets
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import uvloop
@@ -28,13 +30,13 @@ from pdserve.app import (
 )
 from pdserve.clock import MonotonicClock
 from pdserve.config import unknown_variables
-from pdserve.log import setup_logging
+from pdserve.log import event_log, setup_logging
 from pdserve.messages import Hello
-from pdserve.role_options import read_role, role_parser
+from pdserve.role_options import RoleOptions, read_role, role_parser
 
 _FAREWELL_S = 3.0  # after a drain, for the last messages to leave
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -52,37 +54,49 @@ def run_router(argv: Sequence[str]) -> int:
     from router.config import RouterConfig
 
     about = "Text and clients outside, token ids and workers inside."
-    config, process = _read("router", about, RouterConfig, argv)
-    return _run(_serve_router(config, process))
+    options = _read("router", about, RouterConfig, argv)
+    _begin(options, worker="")
+    return _run(_serve_router(options.config, options.process))
 
 
 def run_prefill(argv: Sequence[str]) -> int:
     from prefill_worker.config import PrefillConfig
 
     about = "Computes prompts: first token and KV cache out."
-    config, process = _read("prefill", about, PrefillConfig, argv)
-    return _run(_serve_prefill(config, process))
+    options = _read("prefill", about, PrefillConfig, argv)
+    config = options.config
+    config = replace(config, worker_id=config.worker_id or _made_up_id("prefill"))
+    _begin(options, config.worker_id)
+    return _run(_serve_prefill(config, options.process))
 
 
 def run_decode(argv: Sequence[str]) -> int:
     from decode_worker.config import DecodeConfig
 
     about = "Takes KV caches in and gives tokens out; in colocated mode prompts too."
-    config, process = _read("decode", about, DecodeConfig, argv)
-    return _run(_serve_decode(config, process))
+    options = _read("decode", about, DecodeConfig, argv)
+    config = options.config
+    config = replace(config, worker_id=config.worker_id or _made_up_id("decode"))
+    _begin(options, config.worker_id)
+    return _run(_serve_decode(config, options.process))
 
 
-def _read(
-    role: str, about: str, cls: type[ConfigT], argv: Sequence[str]
-) -> tuple[ConfigT, ProcessConfig]:
+def _made_up_id(role: str) -> str:
+    """Another one at every start: two unnamed workers of one host must not replace each other."""
+    return f"{role}-{platform.node()}-{secrets.token_hex(3)}"
+
+
+def _read(role: str, about: str, cls: type[ConfigT], argv: Sequence[str]) -> RoleOptions[ConfigT]:
     sources = role_parser(f"pdserve {role}", about, role, cls).parse(argv)
     check_file(sources)
-    options = read_role(role, cls, sources)
-    setup_logging(options.log)
+    return read_role(role, cls, sources)
+
+
+def _begin(options: RoleOptions[Any], worker: str) -> None:
+    setup_logging(options.log, worker)
     for name, meant in unknown_variables(known_variables()).items():
-        logger.warning("unknown_variable name=%s nearest=%s", name, meant)
+        logger.warning("unknown_variable", name=name, nearest=meant)
     end_with_parent(options.process)
-    return options.config, options.process
 
 
 def _run(main: Coroutine[Any, Any, None]) -> int:
@@ -91,11 +105,15 @@ def _run(main: Coroutine[Any, Any, None]) -> int:
     return 0
 
 
+def _tell_progress(line: str) -> None:
+    logger.info("preparing", text=line)
+
+
 async def _serve_router(config: Any, process: ProcessConfig) -> None:
     from router.app import RouterApp
 
     engine = EngineConfig(model=config.model, dtype=config.dtype, engine=config.engine)
-    model = prepare(engine, progress=logger.info)
+    model = prepare(engine, progress=_tell_progress)
     with stop_signals() as signals:
         async with RouterApp(config, model, MonotonicClock()) as app:
             ready = RouterReady(
@@ -106,8 +124,13 @@ async def _serve_router(config: Any, process: ProcessConfig) -> None:
                 worker_port=app.worker_port,
                 model_name=config.served_model_name or model.name,
             )
-            logger.info("router_ready http_port=%d grpc_port=%d worker_port=%d",
-                        app.http_port, app.grpc_port, app.worker_port)  # fmt: skip
+            logger.info(
+                "router_ready",
+                listen=config.listen,
+                http_port=app.http_port,
+                grpc_port=app.grpc_port,
+                worker_port=app.worker_port,
+            )
             say_ready(process, encode_ready(ready))
             await serve_until_stopped(app, signals, process.drain_grace_s)
 
@@ -116,7 +139,7 @@ async def _serve_prefill(config: Any, process: ProcessConfig) -> None:
     from prefill_worker.app import PrefillApp
 
     clock = MonotonicClock()
-    model = prepare(config.engine, progress=logger.info)
+    model = prepare(config.engine, progress=_tell_progress)
     runner = build_runner(config.engine, model, clock)
     try:
         async with PrefillApp(config, model, runner, clock) as app:
@@ -129,7 +152,7 @@ async def _serve_decode(config: Any, process: ProcessConfig) -> None:
     from decode_worker.app import DecodeApp
 
     clock = MonotonicClock()
-    model = prepare(config.engine, progress=logger.info)
+    model = prepare(config.engine, progress=_tell_progress)
     runner = build_runner(config.engine, model, clock)
     try:
         async with DecodeApp(config, model, runner, clock) as app:
@@ -141,8 +164,9 @@ async def _serve_decode(config: Any, process: ProcessConfig) -> None:
 async def _serve_worker(app: WorkerApp, process: ProcessConfig) -> None:
     """Until a stop, or until no router is left to serve (an error if one refused this worker)."""
     ready = WorkerReady.of(app.hello, os.getpid())
-    logger.info("worker_ready worker=%s device=%r blocks=%d",
-                ready.worker_id, ready.device, ready.num_blocks)  # fmt: skip
+    logger.info(
+        "worker_ready", worker=ready.worker_id, device=ready.device, blocks=ready.num_blocks
+    )
     say_ready(process, encode_ready(ready))
     with stop_signals() as signals:
         ended = asyncio.create_task(app.wait_refused())

@@ -22,7 +22,7 @@ from engine.build import prepare
 from engine.config import EngineConfig
 from pdserve.app import StopSignals, end_with_parent, stop_signals, unless
 from pdserve.clock import MonotonicClock
-from pdserve.log import setup_logging
+from pdserve.log import LogConfig, line_of, setup_logging
 from pdserve.types import Role
 
 
@@ -46,10 +46,11 @@ def run_serve(argv: Sequence[str]) -> int:
     plan = read_plan(service_parser("pdserve serve", __doc__.splitlines()[0]).parse(argv))
     setup_logging(plan.log)
     end_with_parent(plan.process)
+    say = line_sayer(plan.log)
     spec = plan.cluster_spec(inspect_host(with_cuda=plan.wants_cuda()))
     plan = prepare_once(plan, say)
     with asyncio.Runner() as runner:
-        return runner.run(_serve(plan, spec, started_s))
+        return runner.run(_serve(plan, spec, started_s, say))
 
 
 def prepare_once(plan: ServicePlan, report: Callable[[str], None]) -> ServicePlan:
@@ -68,6 +69,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def line_sayer(log: LogConfig) -> Callable[[str], None]:
+    """``say`` in the format of the log: with JSON every line is an object, children's too."""
+    if log.log_format == "text":
+        return say
+    return lambda line: say(line if line.startswith("{") else line_of(log, "launcher", text=line))
+
+
 def make_launcher(plan: ServicePlan, spec: ClusterSpec, report: Callable[[str], None]) -> Launcher:
     if plan.serve.launcher == "inproc":
         from cluster.inproc import InprocService
@@ -78,7 +86,9 @@ def make_launcher(plan: ServicePlan, spec: ClusterSpec, report: Callable[[str], 
     return LocalService(plan, spec, clock=MonotonicClock(), say=report)
 
 
-async def _serve(plan: ServicePlan, spec: ClusterSpec, started_s: float) -> int:
+async def _serve(
+    plan: ServicePlan, spec: ClusterSpec, started_s: float, say: Callable[[str], None]
+) -> int:
     launcher = make_launcher(plan, spec, say)
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(stop_signals())
@@ -86,24 +96,26 @@ async def _serve(plan: ServicePlan, spec: ClusterSpec, started_s: float) -> int:
         if not await unless(signals.drain, launcher.start()):
             say("stopped before the service was up")
             return 130
-        _announce(plan, launcher, started_s)
+        say(_announcement(plan, launcher, started_s))
         await signals.drain.wait()
-        await _stop(launcher, plan, signals)
+        await _stop(launcher, plan, signals, say)
     return 0
 
 
-def _announce(plan: ServicePlan, launcher: Launcher, started_s: float) -> None:
+def _announcement(plan: ServicePlan, launcher: Launcher, started_s: float) -> str:
     address = launcher.address
     if plan.serve.ready_file:
         write_ready_file(Path(plan.serve.ready_file), address, launcher.reports())
     took_s = time.monotonic() - started_s
-    say(
+    return (
         f"serving {address.model_name} ({plan.router.mode}) after {took_s:.1f} s: "
         f"{address.http_url}/v1 and gRPC {address.grpc_target}; Ctrl-C stops"
     )
 
 
-async def _stop(launcher: Launcher, plan: ServicePlan, signals: StopSignals) -> None:
+async def _stop(
+    launcher: Launcher, plan: ServicePlan, signals: StopSignals, say: Callable[[str], None]
+) -> None:
     grace_s = plan.process.drain_grace_s
     say(f"stopping: running requests have {grace_s:g} s to finish; Ctrl-C again stops now")
     if await unless(signals.now, launcher.stop()):

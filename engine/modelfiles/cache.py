@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import shutil
 import tempfile
@@ -23,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pdserve.errors import ModelFileError
+from pdserve.log import event_log
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 # A file changed this recently might change again within the resolution of its timestamps.
 _SETTLED_AFTER_S = 2.0
@@ -70,7 +70,7 @@ class ModelCache:
         except OSError:
             if not target.is_dir():
                 raise
-            logger.info("event=prepared_elsewhere folder=%s", target)
+            logger.info("prepared_elsewhere", folder=target)
 
     def digest_of(self, paths: tuple[Path, ...], salt: str) -> str:
         """Digest over names and contents of the files, and ``salt``."""

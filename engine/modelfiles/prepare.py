@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from engine.modelfiles.summary import ModelSummary, model_summary
 from engine.modelfiles.tensor_plan import PlannedTensor, plan_tensors
 from pdserve.config import cache_folder
 from pdserve.errors import ConfigError, ModelFileError
+from pdserve.log import event_log
 from pdserve.prepared import (
     CHAT_TEMPLATE_NAME,
     FORMAT_VERSION,
@@ -42,7 +42,7 @@ from pdserve.prepared import (
 
 __all__ = ["ModelSummary", "model_summary", "prepare_model"]
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 # Part of every cache key: raise it when the same source gives another prepared folder.
 _CONVERSION_VERSION = 1
@@ -85,7 +85,7 @@ def prepare_model(
         except OSError as error:
             raise ModelFileError(f"{target}: cannot be written: {error}") from error
     report(f"prepared {source.name} in {target}")
-    logger.info("event=model_prepared model=%s dtype=%s folder=%s", source.name, dtype, target)
+    logger.info("model_prepared", model=source.name, dtype=dtype, folder=target)
     return _open_prepared(target, dtype)
 
 

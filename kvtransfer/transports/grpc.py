@@ -8,7 +8,6 @@ address, shared by its reads. Not covered: TLS.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ import grpc.aio
 from kvtransfer.config import MIB
 from kvtransfer.transports.base import Handler
 from pdserve.errors import ConfigError, PeerUnreachable
+from pdserve.log import event_log
 from pdserve.rpc.channel import open_channel, server_options
 from pdserve.types import Endpoint
 
@@ -28,7 +28,7 @@ METHOD = "Read"
 DEFAULT_MESSAGE_BYTES = 5 * MIB
 _MAX_READER_MESSAGE_BYTES = MIB  # readers send headers only
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class GrpcListener:
@@ -81,7 +81,12 @@ class GrpcListener:
         self._server = server
         self._port = port
         if host not in ("127.0.0.1", "localhost", "[::1]", ""):
-            _log.warning("kv_listener_beyond_loopback address=%s:%d tls=off", host, port)
+            _log.warning(
+                "kv_listener_beyond_loopback",
+                address=f"{host}:{port}",
+                tls="off",
+                next="no authentication: let only trusted peers reach this port",
+            )
         return Endpoint(TRANSPORT, self._address(host, port))
 
     async def close(self) -> None:

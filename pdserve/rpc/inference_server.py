@@ -10,13 +10,13 @@ INVALID_ARGUMENT like any other bad input. This module does not know how text co
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
+from pdserve.log import event_log
 from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
 from pdserve.rpc import codec_public, status
 from pdserve.v1 import inference_service_pb2 as pb
@@ -27,7 +27,7 @@ STALLED_WRITE_S = 30.0
 
 # A call's deadline further away than this is none; timeout_s, which is asked for, is not touched.
 _FAR_DEADLINE_S = 24 * 3600.0
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class InferenceServer:
@@ -81,7 +81,7 @@ class InferenceServer:
                 async with asyncio.timeout(self._stalled_write_s):
                     await context.write(message)
             except TimeoutError:
-                _log.warning("client_stalled request_id=%s", stream.request_id)
+                _log.warning("client_stalled", request=stream.request_id)
                 stream.cancel("client takes nothing")
                 problem = f"client took nothing for {self._stalled_write_s:g} s"
                 raise RequestCancelled(problem) from None

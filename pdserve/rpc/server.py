@@ -8,7 +8,6 @@ loopback is therefore warned about.
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,9 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from pdserve.errors import ConfigError
+from pdserve.log import event_log
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, server_options
 
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 class GrpcService(Protocol):
@@ -83,10 +83,10 @@ class GrpcServer:
         await server.start()
         if not is_loopback(self._listen):
             _log.warning(
-                "grpc_listens_beyond_loopback address=%s port=%d: no TLS, no authentication; "
-                "anyone who reaches this port can use it",
-                self._listen,
-                self._port,
+                "grpc_listens_beyond_loopback",
+                address=f"{self._listen.rpartition(':')[0]}:{self._port}",
+                tls="off",
+                next="no authentication: let only trusted peers reach this port",
             )
 
     async def set_serving(self, serving: bool) -> None:

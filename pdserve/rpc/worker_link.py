@@ -11,7 +11,6 @@ arrives as a ProtocolError where it is received.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import grpc.aio
 from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, ShuttingDown, WorkerLost
 from pdserve.links import RouterLink
+from pdserve.log import event_log
 from pdserve.messages import FromWorker, ToWorker
 from pdserve.rpc import status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel
@@ -39,7 +39,7 @@ DIAL_TIMEOUT_S = 5.0
 LEAVE_S = 5.0
 
 _STREAM_BROKEN = (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
-_log = logging.getLogger(__name__)
+_log = event_log(__name__)
 
 
 # --- the worker's end -------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class WorkerServiceServer:
         if link.closed.is_set() or not owner.done():
             await asyncio.wait({owner}, timeout=LEAVE_S)
         if not owner.done():
-            _log.warning("session_owner_stuck peer=%s", link.peer)
+            _log.warning("session_owner_stuck", peer=link.peer)
             owner.cancel()
             await asyncio.wait({owner})
         error = None if owner.cancelled() else owner.exception()

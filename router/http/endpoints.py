@@ -10,7 +10,6 @@ covered: authentication.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from pdserve.errors import PayloadTooLarge, PdserveError
+from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.types import RequestId
 from router.http.body import decode_body, discard_rest, read_body
@@ -44,7 +44,7 @@ from router.http.streaming import (
 from router.text_generation import TextGeneration, TextService
 from router.text_job import TextJob, new_request_id
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
 _USABLE_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,96}$")
@@ -96,7 +96,7 @@ class GenerationEndpoint(Generic[_Body]):
         try:
             await self._serve(scope, receive, impatient)
         except StalledReader as error:
-            logger.info("http_stalled_reader peer=%s error=%s", scope.get("client"), error)
+            logger.info("http_stalled_reader", peer=scope.get("client"), error=error)
             abort_connection(scope)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

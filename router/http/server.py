@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import struct
 from collections.abc import Generator
@@ -21,9 +20,10 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pdserve.errors import ConfigError
+from pdserve.log import event_log
 from router.http.config import HttpConfig
 
-logger = logging.getLogger(__name__)
+logger = event_log(__name__)
 
 TRANSPORT_KEY = "pdserve.transport"  # in an ASGI scope's state: the connection it came on
 
@@ -73,7 +73,7 @@ class HttpServer:
         done, _ = await asyncio.wait({self._serving}, timeout=drain_s)
         if not done:
             connections = list(self._server.server_state.connections)
-            logger.info("http_cut_off connections=%d", len(connections))
+            logger.info("http_cut_off", connections=len(connections))
             for connection in connections:
                 connection.transport.abort()
         await self._serving
@@ -113,7 +113,7 @@ class ConnectionProtocol(HttpToolsProtocol):
 
     def _close_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
-            logger.info("http_silent_peer peer=%s", self.client)
+            logger.info("http_silent_peer", peer=self.client)
             self.transport.abort()
 
 

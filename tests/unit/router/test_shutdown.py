@@ -53,7 +53,7 @@ async def test_sessions_that_the_router_closes_are_no_warning(
         assert isinstance(reader.error, ShuttingDown)
     assert [
         (level, text.rpartition("error=")[2]) for level, text in lines(caplog, "worker_lost")
-    ] == [(logging.INFO, "the router stops")] * 2
+    ] == [(logging.INFO, '"the router stops"')] * 2
     assert warnings(caplog) == []
 
 
@@ -67,7 +67,7 @@ async def test_workers_that_dial_a_stopped_router_are_sent_away_without_warning(
         assert bench.router.status().workers == ()
     ((level, text),) = lines(caplog, "worker_refused")
     assert level == logging.INFO
-    assert text.endswith("error=the router stops")
+    assert text.endswith('error="the router stops"')
     assert warnings(caplog) == []
 
 
