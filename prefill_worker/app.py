@@ -86,7 +86,8 @@ class PrefillApp:
         self._worker.loop.start()
         self._routers = RouterSessions(self._worker, self._dial_router, self._clock)
         await self._routers.serve(self._config.routers)
-        _log.info("prefill_worker_started", worker=hello.worker_id, endpoints=endpoints)
+        told = ",".join(f"{each.transport}:{each.address}" for each in hello.endpoints)
+        _log.info("prefill_worker_started", worker=hello.worker_id, endpoints=told)
         return self
 
     async def __aexit__(
