@@ -51,7 +51,9 @@ class RouterApp:
         metrics = ServiceMetrics()
         text = TextService(self.router, TextModel.load(model), metrics=metrics, clock=clock)
         self._http_config = HttpConfig(
-            max_body_bytes=config.max_body_bytes, stalled_write_s=config.stalled_write_s
+            max_body_bytes=config.max_body_bytes,
+            stalled_write_s=config.stalled_write_s,
+            cors_origins=config.cors_origins,
         )
         self._http_app = build_http_app(text, self._service_status, metrics, self._http_config)
         self._public = GrpcServer(

@@ -2,13 +2,16 @@
 
 The environment is the one transformers renders templates in (sandboxed and immutable, blocks
 trimmed, loop controls, ``{% generation %}``, ``raise_exception``, ``tojson``, ``strftime_now``), so
-that templates written for it give the same text. This module does not know token ids. Not covered:
-tools, documents, content that is not text.
+that templates written for it give the same text. Messages of tools and calls of tools are handed to
+the template in the form transformers documents; what comes of them is the template's affair. This
+module does not know token ids. Not covered: definitions of tools, documents, content that is not
+text.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,12 +37,26 @@ _TEMPLATE_FAULTS = (
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function that an assistant's turn holds. ``arguments``: a JSON object."""
+
+    call_id: str
+    function: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn. Which roles a model knows is its template's affair."""
+    """One turn. Which roles a model knows is its template's affair.
+
+    ``tool_calls`` are an assistant's; ``tool_call_id`` says which of them a tool's turn answers.
+    """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class ChatTemplate:
@@ -53,8 +70,10 @@ class ChatTemplate:
             raise ModelFileError(f"chat_template.jinja: {error}") from error
         self._special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
-    def render(self, messages: tuple[ChatMessage, ...]) -> str:
-        """The prompt, ending where the assistant's answer begins.
+    def render(
+        self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt, ending where the assistant's answer begins unless told otherwise.
 
         Raises:
             InvalidRequest: the template refuses the messages (``messages`` and its own words).
@@ -64,7 +83,7 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[_as_template_value(message) for message in messages],
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
                 **self._special_tokens,
@@ -73,9 +92,21 @@ class ChatTemplate:
             raise InvalidRequest("messages", f"refused by the chat template: {error}") from error
 
 
-def _as_template_value(message: ChatMessage) -> dict[str, str]:
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": message.role, "content": message.content, **named}
+def _as_template_value(message: ChatMessage) -> dict[str, Any]:
+    """Templates ask whether a key is there, so what was not given has none."""
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        value["name"] = message.name
+    if message.tool_calls:
+        value["tool_calls"] = [_as_template_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        value["tool_call_id"] = message.tool_call_id
+    return value
+
+
+def _as_template_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function, "arguments": dict(call.arguments)}
+    return {"id": call.call_id, "type": "function", "function": function}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -78,6 +78,10 @@ class RouterConfig:
     stalled_write_s: Annotated[
         float, Option("a client that takes nothing for so long is cut off", unit="s", low=0.1)
     ] = 30.0
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Option("origin whose web pages may use the HTTP interface from a browser; '*': any"),
+    ] = ()
     max_body_bytes: Annotated[
         int, Option("longest request body or message of a client", unit="bytes", low=1024)
     ] = 8 * 1024 * 1024

@@ -6,12 +6,13 @@
 Stop strings live here: a match cancels the generation underneath, drops the match and what follows,
 and ends the text normally. So do the service's request metrics, since only here a stop string can
 be told from a cancellation. This module does not know HTTP, gRPC, workers or queues. Not covered:
-``echo`` of the prompt, several answers to one prompt.
+several answers to one prompt.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -47,7 +48,7 @@ logger = event_log(__name__)
 
 
 class TextService:
-    """Starts text generations. Counts every request once in ``metrics``, if given."""
+    """Starts text generations. Counts every prompt once in ``metrics``, if given."""
 
     def __init__(
         self,
@@ -68,8 +69,9 @@ class TextService:
         return self._tokens.model
 
     @property
-    def has_chat_template(self) -> bool:
-        return self._text.has_chat_template
+    def text_model(self) -> TextModel:
+        """For what is about text alone, without a generation."""
+        return self._text
 
     async def start(self, job: TextJob) -> TextGeneration:
         """Encode the prompt, check it against the model's limits, queue it.
@@ -79,23 +81,39 @@ class TextService:
                 out of range, or is refused by the chat template.
             Overloaded, ShuttingDown: as TokenService.start.
         """
+        return (await self.start_all((job,)))[0]
+
+    async def start_all(self, jobs: Sequence[TextJob]) -> tuple[TextGeneration, ...]:
+        """The prompts of one request: all are encoded and checked before the first is queued.
+
+        Raises:
+            As ``start``, for the first that is refused; then none of them runs.
+        """
         started_s = self._clock.now()
+        generations: list[TextGeneration] = []
         try:
-            prompt_ids = await self._encode(job)
-            request = self._request(job, prompt_ids, started_s)
-            generation = self._tokens.start(request, tokenize_s=self._clock.now() - started_s)
+            requests = [self._request(job, await self._encode(job), started_s) for job in jobs]
+            tokenize_s = self._clock.now() - started_s
+            for job, request in zip(jobs, requests, strict=True):
+                tokens = self._tokens.start(request, tokenize_s=tokenize_s)
+                generations.append(self._generation(tokens, request, job))
         except PdserveError as error:
+            for generation in generations:
+                generation.cancel("another prompt of the same request was refused")
             self._metrics.count_refused(error.code)
             raise
+        return tuple(generations)
+
+    def _generation(self, tokens: Generation, request: Request, job: TextJob) -> TextGeneration:
         return TextGeneration(
-            generation, request, self._text, job, metrics=self._metrics, clock=self._clock
+            tokens, request, self._text, job, metrics=self._metrics, clock=self._clock
         )
 
     async def _encode(self, job: TextJob) -> tuple[int, ...]:
         match job.prompt:
             case TextPrompt(text):
                 if not text:
-                    raise InvalidRequest("prompt", "must not be empty")
+                    raise InvalidRequest(job.prompt_field, "must not be empty")
                 return await self._text.encode_prompt(text)
             case ChatPrompt(messages):
                 return await self._text.encode_rendered(self._text.render_chat(messages))
@@ -104,8 +122,7 @@ class TextService:
 
     def _request(self, job: TextJob, prompt_ids: tuple[int, ...], started_s: float) -> Request:
         model = self._tokens.model
-        field = "messages" if isinstance(job.prompt, ChatPrompt) else "prompt"
-        _check_prompt(prompt_ids, model, field)
+        _check_prompt(prompt_ids, model, job.prompt_field)
         room = model.max_model_len - len(prompt_ids)
         max_tokens = room if job.max_tokens is None else job.max_tokens
         if max_tokens > room:
@@ -116,9 +133,9 @@ class TextService:
             )
         seed = secrets.randbits(63) if job.seed is None else job.seed
         sampling = replace(job.sampling, max_tokens=max_tokens, seed=seed)
-        _check_token_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
+        check_token_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
         bias_ids = tuple(token_id for token_id, _ in sampling.logit_bias)
-        _check_token_ids("logit_bias", bias_ids, model.vocab_size)
+        check_token_ids("logit_bias", bias_ids, model.vocab_size)
         return Request(
             request_id=job.request_id or new_request_id(),
             prompt_ids=prompt_ids,
@@ -285,10 +302,11 @@ def _check_prompt(prompt_ids: tuple[int, ...], model: ModelInfo, field: str) -> 
             f"{len(prompt_ids)} tokens leave no room for an answer in the context of "
             f"{model.max_model_len}",
         )
-    _check_token_ids(field, prompt_ids, model.vocab_size)
+    check_token_ids(field, prompt_ids, model.vocab_size)
 
 
-def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
+def check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
+    """Raises InvalidRequest naming the first id that the model does not have."""
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise InvalidRequest(field, f"token id {wrong} is outside [0, {vocab_size})")

@@ -1,6 +1,7 @@
 """What a face (HTTP, gRPC) asks of the text service, and what it gets back piece by piece.
 
-Frozen values only; text_generation.py works with them. Not covered: several answers to one prompt.
+Frozen values only; text_generation.py works with them. Several prompts of one request are several
+jobs. Not covered: several answers to one prompt.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class TextJob:
     ``max_tokens`` None means whatever the context leaves after the prompt; ``seed`` None means that
     one is drawn. Both take the place of the fields of that name in ``sampling``, whose own values
     are not looked at. ``timeout_s`` runs from the moment the job is started. An empty
-    ``request_id`` gets a new one.
+    ``request_id`` gets a new one. ``prompt_index`` is the place of the prompt where one request has
+    several, so that a fault can name it.
     """
 
     prompt: Prompt
@@ -63,6 +65,14 @@ class TextJob:
     priority: int = 0
     timeout_s: float | None = None
     request_id: RequestId = RequestId("")
+    prompt_index: int | None = None
+
+    @property
+    def prompt_field(self) -> str:
+        """What a client calls the prompt."""
+        if isinstance(self.prompt, ChatPrompt):
+            return "messages"
+        return "prompt" if self.prompt_index is None else f"prompt[{self.prompt_index}]"
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop_strings)

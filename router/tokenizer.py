@@ -73,7 +73,9 @@ class TextModel:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
-    def render_chat(self, messages: tuple[ChatMessage, ...]) -> str:
+    def render_chat(
+        self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
+    ) -> str:
         """Prompt text of a chat; encode it with ``encode_rendered``.
 
         Raises:
@@ -81,7 +83,7 @@ class TextModel:
         """
         if self._template is None:
             raise InvalidRequest("messages", "this model has no chat template; send a plain prompt")
-        return self._template.render(messages)
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 
     async def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with bos first if the model wants one."""
@@ -98,6 +100,13 @@ class TextModel:
     def detokenizer(self, *, continues: bool) -> Detokenizer:
         """For one generation. ``continues``: its text goes on after a plain prompt's."""
         return Detokenizer(self._token_bytes, continues=continues)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """The whole text of some tokens, special ones by their names."""
+        text = b"".join(map(self._token_bytes.token_bytes, token_ids)).decode(errors="replace")
+        for _ in range(self._token_bytes.num_leading_spaces):
+            text = text.removeprefix(" ")
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for, special ones by name; may be part of a character."""

@@ -1,7 +1,8 @@
 """The HTTP face: OpenAI's endpoints, health, readiness, metrics, as one Starlette application.
 
-It is handed everything it needs and owns nothing: no task, no state beyond its parts. Not covered:
-authentication, TLS (a proxy's work), CORS.
+It is handed everything it needs and owns nothing: no task, no state beyond its parts. Around the
+application: request ids for every response, and CORS where origins are allowed. Not covered:
+authentication, TLS (a proxy's work).
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import time
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from pdserve.errors import UnknownModel
 from pdserve.metrics import METRICS_CONTENT_TYPE, ServiceMetrics
 from router.http.config import HttpConfig
 from router.http.endpoints import CHAT_COMPLETIONS, COMPLETIONS, GenerationEndpoint
 from router.http.errors import error_body, plain_error_body
+from router.http.reading import BodyReader
+from router.http.request_ids import RequestIds
+from router.http.schemas import DetokenizeRequest, TokenizeRequest
 from router.http.status import StatusSource
+from router.http.tokenizing import TextEndpoint, Tokenizing
 from router.text_generation import TextService
 
 _JSON = "application/json"
@@ -49,17 +56,22 @@ def build_http_app(
     status: StatusSource,
     metrics: ServiceMetrics,
     config: HttpConfig | None = None,
-) -> Starlette:
+) -> ASGIApp:
     """``metrics`` must be the one ``service`` counts in; ``status`` is called for each /ready and
     /metrics."""
     config = config or HttpConfig()
     pages = _Pages(service, status, metrics)
     completions = GenerationEndpoint(COMPLETIONS, service, metrics, config)
     chat = GenerationEndpoint(CHAT_COMPLETIONS, service, metrics, config)
-    return Starlette(
+    tokenizing, reader = Tokenizing(service), BodyReader(metrics, config)
+    tokenize = TextEndpoint(TokenizeRequest, tokenizing.tokenize, reader, metrics)
+    detokenize = TextEndpoint(DetokenizeRequest, tokenizing.detokenize, reader, metrics)
+    app = Starlette(
         routes=[
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),
             Route("/health", pages.health),
@@ -67,6 +79,20 @@ def build_http_app(
             Route("/metrics", pages.metrics),
         ],
         exception_handlers={HTTPException: _http_exception, Exception: _bug},
+    )
+    # Outside of Starlette's own handling of errors, so that those answers have the headers too.
+    return _with_cors(RequestIds(app), config.cors_origins)
+
+
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after"),
     )
 
 

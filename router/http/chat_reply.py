@@ -1,4 +1,4 @@
-"""Answers of /v1/chat/completions: ``chat.completion`` and ``chat.completion.chunk``.
+"""Choices of /v1/chat/completions: in ``chat.completion`` and ``chat.completion.chunk``.
 
 The role comes in the first chunk with the first text, never alone: clients measure the time to the
 first token at the first chunk that has choices.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from router.http.replies import Extras, Frame, Piece, finite_logprob
+from router.http.replies import Piece, finite_logprob
 from router.text_job import TextLogprobs, TokenText
 
 
@@ -59,28 +59,23 @@ class WholeChoice(msgspec.Struct, frozen=True):
 class ChatReply:
     """One answer to a chat."""
 
-    def __init__(self, frame: Frame, *, with_logprobs: bool) -> None:
-        self._frame = frame
+    def __init__(self, index: int, *, with_logprobs: bool) -> None:
+        self._index = index
         self._with_logprobs = with_logprobs
         self._role_said = False
 
-    def whole(self, piece: Piece, extras: Extras) -> bytes:
+    def whole(self, piece: Piece) -> WholeChoice:
         message = AnswerMessage(role="assistant", content=piece.text)
-        choice = WholeChoice(0, message, self._logprobs(piece), piece.finish_reason)
-        return self._frame.encode("chat.completion", [choice], extras)
+        return WholeChoice(self._index, message, self._logprobs(piece), piece.finish_reason)
 
-    def chunk(self, piece: Piece, extras: Extras) -> bytes:
+    def chunk(self, piece: Piece) -> ChunkChoice:
         first = not self._role_said
         self._role_said = True
         delta = ChatDelta(
             role="assistant" if first else UNSET,
             content=piece.text if piece.text or first else UNSET,
         )
-        choice = ChunkChoice(0, delta, self._logprobs(piece), piece.finish_reason)
-        return self._frame.encode("chat.completion.chunk", [choice], extras)
-
-    def end_chunk(self, extras: Extras) -> bytes:
-        return self._frame.encode("chat.completion.chunk", [], extras)
+        return ChunkChoice(self._index, delta, self._logprobs(piece), piece.finish_reason)
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         if not self._with_logprobs:

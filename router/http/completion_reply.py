@@ -1,13 +1,11 @@
-"""Answers of /v1/completions: ``text_completion``, whole and as chunks."""
+"""Choices of /v1/completions: in ``text_completion``, whole and as chunks."""
 
 from __future__ import annotations
 
 import msgspec
 
-from router.http.replies import Extras, Frame, Piece, finite_logprob
+from router.http.replies import Piece, finite_logprob
 from router.text_job import TextLogprobs
-
-_KIND = "text_completion"
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
@@ -27,22 +25,24 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
 
 class CompletionReply:
-    """One answer to a plain prompt."""
+    """One answer to a plain prompt.
 
-    def __init__(self, frame: Frame, *, num_logprobs: int | None) -> None:
-        self._frame = frame
+    ``echo`` is the prompt's text, which then stands before the answer's, in the same chunk as the
+    first of it.
+    """
+
+    def __init__(self, index: int, *, num_logprobs: int | None, echo: str = "") -> None:
+        self._index = index
         self._num_logprobs = num_logprobs
+        self._echo = echo
         self._next_offset = 0
 
-    def whole(self, piece: Piece, extras: Extras) -> bytes:
-        return self.chunk(piece, extras)
+    def whole(self, piece: Piece) -> CompletionChoice:
+        return self.chunk(piece)
 
-    def chunk(self, piece: Piece, extras: Extras) -> bytes:
-        choice = CompletionChoice(0, piece.text, self._logprobs(piece), piece.finish_reason)
-        return self._frame.encode(_KIND, [choice], extras)
-
-    def end_chunk(self, extras: Extras) -> bytes:
-        return self._frame.encode(_KIND, [], extras)
+    def chunk(self, piece: Piece) -> CompletionChoice:
+        text, self._echo = self._echo + piece.text, ""
+        return CompletionChoice(self._index, text, self._logprobs(piece), piece.finish_reason)
 
     def _logprobs(self, piece: Piece) -> CompletionLogprobs | None:
         if self._num_logprobs is None:

@@ -1,8 +1,8 @@
 """The two generating endpoints, as plain ASGI applications.
 
-    read body -> decode -> TextJob -> TextService.start -> whole or stream
+    read body -> decode -> TextJobs -> TextService.start_all -> whole or stream
 
-While the answer is under way the connection is watched: when the client leaves, the generation is
+While the answer is under way the connection is watched: when the client leaves, its generations are
 cancelled at once. This module does not know the shapes of bodies (schemas.py, *_reply.py). Not
 covered: authentication.
 """
@@ -10,70 +10,96 @@ covered: authentication.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from pdserve.errors import PayloadTooLarge, PdserveError
+from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.types import RequestId
-from router.http.body import decode_body, discard_rest, read_body
+from router.http.body import decode_body
 from router.http.chat_reply import ChatReply
 from router.http.completion_reply import CompletionReply
 from router.http.config import HttpConfig
-from router.http.errors import HeaderList
-from router.http.jobs import chat_job, check_model, completion_job, reply_options
+from router.http.errors import send_error
+from router.http.jobs import chat_jobs, check_model, completion_jobs, reply_options
+from router.http.reading import BodyReader
 from router.http.replies import Frame, Reply
+from router.http.request_ids import internal_request_id
 from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from router.http.server import abort_connection
 from router.http.streaming import (
     Answer,
+    Choice,
     ImpatientSend,
     StalledReader,
-    send_error,
     send_stream,
     send_whole,
 )
 from router.text_generation import TextGeneration, TextService
-from router.text_job import TextJob, new_request_id
+from router.text_job import TextJob, TextPrompt, TokenPrompt
+from router.tokenizer import TextModel
 
 logger = event_log(__name__)
 
 _Body = TypeVar("_Body", bound=GenerationRequest)
-_USABLE_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,96}$")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyContext(Generic[_Body]):
+    """What a reply to one prompt is made from."""
+
+    index: int
+    body: _Body
+    job: TextJob
+    generation: TextGeneration
+    text: TextModel
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.generation.sampling.num_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointKind(Generic[_Body]):
-    """What differs between the endpoints."""
+    """What differs between the endpoints. The last two are the names of OpenAI's objects."""
 
     schema: type[_Body]
     id_prefix: str
-    job: Callable[[_Body, RequestId], TextJob]
-    reply: Callable[[Frame, TextGeneration], Reply]
+    jobs: Callable[[_Body, RequestId], tuple[TextJob, ...]]
+    reply: Callable[[ReplyContext[_Body]], Reply]
+    whole_kind: str
+    chunk_kind: str
+
+
+def _completion_reply(context: ReplyContext[CompletionRequest]) -> CompletionReply:
+    echo = ""
+    if context.body.echo:
+        match context.job.prompt:
+            case TextPrompt(text):
+                echo = text
+            case TokenPrompt(token_ids):
+                echo = context.text.decode(token_ids)
+    return CompletionReply(context.index, num_logprobs=context.num_logprobs, echo=echo)
+
+
+def _chat_reply(context: ReplyContext[ChatRequest]) -> ChatReply:
+    return ChatReply(context.index, with_logprobs=context.num_logprobs is not None)
 
 
 COMPLETIONS = EndpointKind(
-    CompletionRequest,
-    "cmpl-",
-    completion_job,
-    lambda frame, generation: CompletionReply(frame, num_logprobs=generation.sampling.num_logprobs),
-)
+    CompletionRequest, "cmpl-", completion_jobs, _completion_reply,
+    whole_kind="text_completion", chunk_kind="text_completion",
+)  # fmt: skip
 CHAT_COMPLETIONS = EndpointKind(
-    ChatRequest,
-    "chatcmpl-",
-    chat_job,
-    lambda frame, generation: ChatReply(
-        frame, with_logprobs=generation.sampling.num_logprobs is not None
-    ),
-)
+    ChatRequest, "chatcmpl-", chat_jobs, _chat_reply,
+    whole_kind="chat.completion", chunk_kind="chat.completion.chunk",
+)  # fmt: skip
 
 
 class GenerationEndpoint(Generic[_Body]):
@@ -90,6 +116,7 @@ class GenerationEndpoint(Generic[_Body]):
         self._service = service
         self._metrics = metrics
         self._config = config
+        self._reader = BodyReader(metrics, config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         impatient = ImpatientSend(send, self._config.stalled_write_s)
@@ -101,82 +128,64 @@ class GenerationEndpoint(Generic[_Body]):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        client_id, request_id = _request_ids(headers.get("x-request-id", ""))
-        out_headers: HeaderList = [(b"x-request-id", client_id.encode())]
-        try:
-            raw = await self._read(headers, receive)
-        except PdserveError as error:
-            await self._refuse_unread(error, receive, send, out_headers)
+        request_id = internal_request_id(scope)
+        raw = await self._reader.read(scope, receive, send)
+        if raw is None:
             return
         try:
-            body, job = self._understand(raw, request_id)
-            generation = await self._service.start(job)
+            body, jobs = self._understand(raw, request_id)
+            generations = await self._service.start_all(jobs)
         except PdserveError as error:
-            await send_error(error, send, out_headers)
+            await send_error(error, send)
             return
-        options = reply_options(body, timing_header=headers.get("x-pdserve-timing") == "1")
-        frame = Frame(
-            f"{self._kind.id_prefix}{request_id}", int(time.time()), self._service.model.name
+        answer = Answer(
+            self._choices(body, jobs, generations),
+            self._frame(request_id),
+            reply_options(body, timing_header=headers.get("x-pdserve-timing") == "1"),
         )
-        reply = self._kind.reply(frame, generation)
-        await self._answer(Answer(generation, reply, options, out_headers), receive, send)
+        await self._answer(answer, receive, send)
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        return await read_body(
-            headers,
-            receive,
-            max_bytes=self._config.max_body_bytes,
-            timeout_s=self._config.body_timeout_s,
+    def _choices(
+        self, body: _Body, jobs: tuple[TextJob, ...], generations: tuple[TextGeneration, ...]
+    ) -> tuple[Choice, ...]:
+        text = self._service.text_model
+        return tuple(
+            Choice(generation, self._kind.reply(ReplyContext(i, body, job, generation, text)))
+            for i, (job, generation) in enumerate(zip(jobs, generations, strict=True))
         )
 
-    def _understand(self, raw: bytes, request_id: RequestId) -> tuple[_Body, TextJob]:
+    def _frame(self, request_id: RequestId) -> Frame:
+        kind, model = self._kind, self._service.model.name
+        answer_id = f"{kind.id_prefix}{request_id}"
+        return Frame(answer_id, int(time.time()), model, kind.whole_kind, kind.chunk_kind)
+
+    def _understand(self, raw: bytes, request_id: RequestId) -> tuple[_Body, tuple[TextJob, ...]]:
         """Refusals here are counted here; the text service counts its own."""
         try:
             body = decode_body(raw, self._kind.schema)
-            check_model(body, self._service.model.name)
-            return body, self._kind.job(body, request_id)
+            check_model(body.model, self._service.model.name)
+            return body, self._kind.jobs(body, request_id)
         except PdserveError as error:
             self._metrics.count_refused(error.code)
             raise
 
-    async def _refuse_unread(
-        self, error: PdserveError, receive: Receive, send: Send, headers: HeaderList
-    ) -> None:
-        """The connection cannot be used again: the rest of the body may still be coming."""
-        self._metrics.count_refused(error.code)
-        await send_error(error, send, [*headers, (b"connection", b"close")], more=True)
-        if isinstance(error, PayloadTooLarge):
-            await discard_rest(
-                receive, max_bytes=self._config.max_linger_bytes, timeout_s=self._config.linger_s
-            )
-        await send({"type": "http.response.body", "body": b""})
-
     async def _answer(self, answer: Answer, receive: Receive, send: Send) -> None:
-        generation = answer.generation
-        watcher = asyncio.create_task(_cancel_when_gone(receive, generation))
+        watcher = asyncio.create_task(_cancel_when_gone(receive, answer))
         try:
             if answer.options.stream:
                 await send_stream(answer, send)
             else:
                 await send_whole(answer, send)
         except StalledReader as error:
-            generation.cancel(f"stalled reader: {error}")
+            answer.cancel(f"stalled reader: {error}")
             raise
         finally:
-            generation.cancel("the connection ended")
+            answer.cancel("the connection ended")
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _cancel_when_gone(receive: Receive, generation: TextGeneration) -> None:
+async def _cancel_when_gone(receive: Receive, answer: Answer) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    generation.cancel("the client disconnected")
-
-
-def _request_ids(given: str) -> tuple[str, RequestId]:
-    """(id for the client, id inside). A client's id is kept, and made unique inside."""
-    if not _USABLE_ID.match(given):
-        request_id = new_request_id()
-        return request_id, request_id
-    return given, RequestId(f"{given}-{uuid4().hex[:12]}")
+    answer.cancel("the client disconnected")

@@ -7,6 +7,7 @@ error is sent. Not covered: translations.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 from starlette.types import Send
@@ -44,6 +45,18 @@ def error_headers(error: PdserveError) -> HeaderList:
     if isinstance(error, Overloaded):
         return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]
     return []
+
+
+async def send_error(
+    error: PdserveError,
+    send: Send,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    *,
+    more: bool = False,
+) -> None:
+    """``more``: the caller ends the response (with an empty body)."""
+    all_headers = [*error_headers(error), *headers]
+    await send_json(send, error.http_status, error_body(error), all_headers, more=more)
 
 
 async def send_json(

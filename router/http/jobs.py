@@ -1,27 +1,28 @@
-"""From a decoded request body to a TextJob: defaults, meaning, and refusals by name.
+"""From a decoded request body to its TextJobs, one for each prompt: defaults and meaning.
 
 This module does not know sockets, streams or the model's limits (the text service checks those).
-Not covered: several answers, several prompts, tools, response formats other than text; each is
-refused by name.
+Not covered: several answers to a prompt, tools, response formats other than text; each is refused
+by name (refusals.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pdserve.errors import InvalidRequest, UnknownModel
 from pdserve.types import MAX_LOGPROBS, RequestId, SamplingParams
-from router.chat_template import ChatMessage
-from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
+from router.http.messages import chat_messages
+from router.http.refusals import check_chat, check_completion, refuse
+from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from router.text_job import MAX_TIMEOUT_S, ChatPrompt, Prompt, TextJob, TextPrompt, TokenPrompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+MAX_PROMPTS = 128  # of one request
 _NO_LIMIT = 2**31 - 1  # stands in for max_tokens until the text service knows the real one
 _MAX_ID_DIGITS = 10
 _SEED_MASK = 2**63 - 1
 _Number = TypeVar("_Number", int, float)
-_ROLES = ("system", "developer", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +45,36 @@ def reply_options(body: GenerationRequest, *, timing_header: bool) -> ReplyOptio
     )
 
 
-def check_model(body: GenerationRequest, served: str) -> None:
+def check_model(named: str | None, served: str) -> None:
     """Raises UnknownModel unless the body names the served model, or none."""
-    if body.model is not None and body.model != served:
-        raise UnknownModel(f"model: {body.model!r} is not served here, only {served!r}")
+    if named is not None and named != served:
+        raise UnknownModel(f"model: {named!r} is not served here, only {served!r}")
 
 
-def completion_job(body: CompletionRequest, request_id: RequestId) -> TextJob:
-    """Raises InvalidRequest naming the field."""
-    _refuse_common(body)
-    _refuse("echo", body.echo, "is not supported")
-    _refuse("suffix", body.suffix, "is not supported")
-    _refuse("best_of", body.best_of not in (None, 1), "only 1 is supported")
+def completion_jobs(body: CompletionRequest, request_id: RequestId) -> tuple[TextJob, ...]:
+    """One for each prompt, in order. Raises InvalidRequest naming the field."""
+    check_completion(body)
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     num_logprobs = body.logprobs
     if num_logprobs is not None:
         _check_num_logprobs("logprobs", num_logprobs)
-    return _job(body, _prompt(body.prompt), max_tokens, num_logprobs, request_id)
+    prompts = _prompts(body.prompt)
+    first = _job(body, prompts[0], max_tokens, num_logprobs, request_id)
+    if len(prompts) == 1:
+        return (first,)
+    return tuple(
+        replace(first, prompt=prompt, prompt_index=i, request_id=RequestId(f"{request_id}-{i}"))
+        for i, prompt in enumerate(prompts)
+    )
 
 
-def chat_job(body: ChatRequest, request_id: RequestId) -> TextJob:
-    """Raises InvalidRequest naming the field."""
-    _refuse_common(body)
-    _refuse("tools", body.tools, "are not supported")
-    _refuse("functions", body.functions, "are not supported")
+def chat_jobs(body: ChatRequest, request_id: RequestId) -> tuple[TextJob, ...]:
+    """Exactly one. Raises InvalidRequest naming the field."""
+    check_chat(body)
     given = body.max_completion_tokens
     max_tokens = body.max_tokens if given is None else given
-    messages = tuple(_message(message, i) for i, message in enumerate(body.messages))
-    return _job(body, ChatPrompt(messages), max_tokens, _chat_logprobs(body), request_id)
+    prompt = ChatPrompt(chat_messages(body.messages))
+    return (_job(body, prompt, max_tokens, _chat_logprobs(body), request_id),)
 
 
 def _job(
@@ -150,7 +153,7 @@ def _logit_bias(bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
 
 def _chat_logprobs(body: ChatRequest) -> int | None:
     if not body.logprobs:
-        _refuse("top_logprobs", body.top_logprobs, "needs logprobs to be true")
+        refuse("top_logprobs", bool(body.top_logprobs), "needs logprobs to be true")
         return None
     num_top = body.top_logprobs or 0
     _check_num_logprobs("top_logprobs", num_top)
@@ -163,59 +166,25 @@ def _check_num_logprobs(field: str, num_logprobs: int) -> None:
         raise InvalidRequest(field, f"must lie in [0, {MAX_LOGPROBS}], not {num_logprobs}")
 
 
-def _prompt(prompt: str | list[int | str | list[int]]) -> Prompt:
+def _prompts(prompt: str | list[int | str | list[int]]) -> list[Prompt]:
+    """One text, one list of token ids, or a list of either kind."""
     if isinstance(prompt, str):
-        return TextPrompt(prompt)
+        return [TextPrompt(prompt)]
     token_ids = tuple(item for item in prompt if isinstance(item, int))
     if len(token_ids) == len(prompt):
-        return TokenPrompt(token_ids)
+        return [TokenPrompt(token_ids)]
     if token_ids:
         raise InvalidRequest("prompt", "holds token ids beside texts or lists")
-    if len(prompt) > 1:
-        raise InvalidRequest(
-            "prompt", f"holds {len(prompt)} prompts, only one a request is supported"
-        )
-    match prompt[0]:
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest("prompt", f"holds {len(prompt)} prompts, the limit is {MAX_PROMPTS}")
+    return [_several(item) for item in prompt]
+
+
+def _several(item: int | str | list[int]) -> Prompt:
+    match item:
         case str(text):
             return TextPrompt(text)
-        case list(only_ids):
-            return TokenPrompt(tuple(only_ids))
+        case list(token_ids):
+            return TokenPrompt(tuple(token_ids))
         case int(token_id):
             return TokenPrompt((token_id,))
-
-
-def _message(message: Message, index: int) -> ChatMessage:
-    if message.role not in _ROLES:
-        raise InvalidRequest(
-            f"messages[{index}].role", f"must be one of {', '.join(_ROLES)}, not {message.role!r}"
-        )
-    # "developer" is OpenAI's newer word for "system"; models' templates know the older one.
-    role = "system" if message.role == "developer" else message.role
-    return ChatMessage(role, _content(message, index), message.name)
-
-
-def _content(message: Message, index: int) -> str:
-    if message.content is None:
-        raise InvalidRequest(f"messages[{index}].content", "is required")
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for part_index, part in enumerate(message.content):
-        path = f"messages[{index}].content[{part_index}]"
-        if part.type != "text":
-            raise InvalidRequest(f"{path}.type", f"only 'text' is supported, not {part.type!r}")
-        if part.text is None:
-            raise InvalidRequest(f"{path}.text", "is required")
-        texts.append(part.text)
-    return "\n".join(texts)
-
-
-def _refuse_common(body: GenerationRequest) -> None:
-    _refuse("n", body.n not in (None, 1), "only 1 is supported")
-    wanted = body.response_format
-    _refuse("response_format.type", wanted and wanted.type != "text", "only 'text' is supported")
-
-
-def _refuse(field: str, given: object, problem: str) -> None:
-    if given:
-        raise InvalidRequest(field, problem)

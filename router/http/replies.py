@@ -1,8 +1,8 @@
 """The JSON around answers, the same for both endpoints: envelope, usage, ledger.
 
-A ``Reply`` (chat_reply.py, completion_reply.py) tells one answer, whole or in chunks, and holds
-what is carried from chunk to chunk. This module does not know when a chunk is sent (streaming.py).
-The ledger goes into a ``pdserve`` object where the client asked for it.
+A ``Reply`` (chat_reply.py, completion_reply.py) tells one choice of an answer, whole or in chunks,
+and holds what is carried from chunk to chunk. This module does not know when a chunk is sent
+(streaming.py). The ledger goes into a ``pdserve`` object where the client asked for it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer (or all of it): some text, the tokens' logprobs, the end or not."""
+    """A part of a choice (or all of it): some text, the tokens' logprobs, the end or not."""
 
     text: str
     logprobs: tuple[TextLogprobs, ...]
@@ -61,29 +61,38 @@ class Extras:
     """What goes beside the choices, if anything."""
 
     usage: Usage | None = None
-    timing: RequestTiming | None = None
+    timings: tuple[RequestTiming, ...] = ()  # of one prompt or of all, in their order
 
 
 class Reply(Protocol):
-    """How one endpoint tells an answer."""
+    """How one endpoint tells one choice: as the value that stands in ``choices``."""
 
-    def whole(self, piece: Piece, extras: Extras) -> bytes: ...
+    def whole(self, piece: Piece) -> msgspec.Struct: ...
 
-    def chunk(self, piece: Piece, extras: Extras) -> bytes: ...
-
-    def end_chunk(self, extras: Extras) -> bytes:
-        """Without choices: what comes after the text."""
+    def chunk(self, piece: Piece) -> msgspec.Struct: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every object of one answer repeats."""
+    """What every object of one answer repeats.
+
+    ``whole_kind`` and ``chunk_kind`` are OpenAI's names of the objects.
+    """
 
     id: str
     created: int
     model: str
+    whole_kind: str
+    chunk_kind: str
 
-    def encode(self, kind: str, choices: list[Any], extras: Extras) -> bytes:
+    def whole(self, choices: list[msgspec.Struct], extras: Extras) -> bytes:
+        return self._encode(self.whole_kind, choices, extras)
+
+    def chunk(self, choices: list[msgspec.Struct], extras: Extras) -> bytes:
+        """``choices`` is empty in what comes after the text."""
+        return self._encode(self.chunk_kind, choices, extras)
+
+    def _encode(self, kind: str, choices: list[msgspec.Struct], extras: Extras) -> bytes:
         envelope = Envelope(
             id=self.id,
             object=kind,
@@ -91,9 +100,16 @@ class Frame:
             model=self.model,
             choices=choices,
             usage=UNSET if extras.usage is None else extras.usage,
-            pdserve=UNSET if extras.timing is None else ledger(extras.timing),
+            pdserve=ledgers(extras.timings) if extras.timings else UNSET,
         )
         return msgspec.json.encode(envelope)
+
+
+def ledgers(timings: tuple[RequestTiming, ...]) -> dict[str, Any]:
+    """The ledger of the only prompt, or under ``prompts`` those of several."""
+    if len(timings) == 1:
+        return ledger(timings[0])
+    return {"prompts": [ledger(timing) for timing in timings]}
 
 
 def ledger(timing: RequestTiming) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Types are checked when a body is decoded; ranges and meaning in jobs.py. Unknown fields are ignored.
 None stands for "not given" throughout, since clients send null for that. Fields that are here but
-not supported are here to be refused by name.
+not supported are here to be refused by name (refusals.py): what they ask for would change the
+answer.
 """
 
 from __future__ import annotations
@@ -26,10 +27,26 @@ class ContentPart(msgspec.Struct):
     text: str | None = None
 
 
+class FunctionCall(msgspec.Struct):
+    """``arguments``: a JSON object, as OpenAI has it in a string, or as it is."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(msgspec.Struct):
+    function: FunctionCall
+    id: str = ""
+    type: str = "function"
+
+
 class Message(msgspec.Struct):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: Any = None  # refused: OpenAI's older form of tool_calls
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -58,15 +75,30 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     # refused unless they ask for what is done anyway
     n: int | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    grammar: Any = None
+    use_beam_search: Any = None
+    prompt_logprobs: Any = None
+    prompt_embeds: Any = None
+    truncate_prompt_tokens: Any = None
+    include_stop_str_in_output: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    skip_special_tokens: bool | None = None
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
+    echo: bool | None = None
     # refused unless they ask for what is done anyway
     best_of: int | None = None
-    echo: bool | None = None
     suffix: str | None = None
+    add_special_tokens: bool | None = None
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
@@ -77,3 +109,29 @@ class ChatRequest(GenerationRequest, kw_only=True):
     # refused unless they ask for what is done anyway
     tools: list[Any] | None = None
     functions: list[Any] | None = None
+    tool_choice: Any = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+    documents: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: bool | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """Exactly one of ``prompt`` and ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    tokens: list[int]

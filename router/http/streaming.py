@@ -1,22 +1,25 @@
-"""Sending one text generation to an HTTP client: whole, or as server-sent events.
+"""Sending the text generations of one request to an HTTP client: whole, or as server-sent events.
 
 Before the first token an error is an ordinary HTTP response; after the first byte it is an event
-``data: {"error": ...}`` without a ``[DONE]``. A client that takes nothing for too long is told
-from a slow one by ImpatientSend. This module does not know how requests are read (endpoints.py).
-Not covered: resuming a broken stream.
+``data: {"error": ...}`` without a ``[DONE]``. The choices of a stream come as their tokens do,
+mixed; the failure of one ends all. A client that takes nothing for too long is told from a slow one
+by ImpatientSend. This module does not know how requests are read (endpoints.py). Not covered:
+resuming a broken stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from starlette.types import Message, Send
 
 from pdserve.errors import PdserveError
-from router.http.errors import HeaderList, error_body, error_headers, send_json
+from pdserve.types import FinishReason
+from router.http.errors import HeaderList, error_body, send_error, send_json
 from router.http.jobs import ReplyOptions
-from router.http.replies import Extras, Piece, Reply, usage_of
+from router.http.replies import Extras, Frame, Piece, Reply, usage_of
 from router.text_generation import TextGeneration
 from router.text_job import TextDelta, TextLogprobs
 
@@ -32,66 +35,69 @@ class StalledReader(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A generation under way and how its client wants it told."""
+class Choice:
+    """A generation under way and how it is told."""
 
     generation: TextGeneration
     reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request gets, in order of its prompts, and how its client wants it told."""
+
+    choices: tuple[Choice, ...]
+    frame: Frame
     options: ReplyOptions
-    headers: HeaderList
 
     def extras(self, *, usage: bool, timing: bool) -> Extras:
-        generation = self.generation
+        """Of all choices together."""
+        generations = [choice.generation for choice in self.choices]
         return Extras(
-            usage_of(generation.num_prompt_tokens, generation.num_completion_tokens)
+            usage_of(
+                sum(generation.num_prompt_tokens for generation in generations),
+                sum(generation.num_completion_tokens for generation in generations),
+            )
             if usage
             else None,
-            generation.timing if timing else None,
+            tuple(generation.timing for generation in generations) if timing else (),
         )
+
+    def cancel(self, reason: str) -> None:
+        for choice in self.choices:
+            choice.generation.cancel(reason)
 
 
 async def send_whole(answer: Answer, send: Send) -> None:
-    """One JSON response when the text has ended, or an error response."""
-    texts: list[str] = []
-    logprobs: list[TextLogprobs] = []
-    finish_reason = None
+    """One JSON response when all texts have ended, or an error response."""
+    texts = {id(choice): _WholeText() for choice in answer.choices}
+
+    async def take(choice: Choice, delta: TextDelta) -> None:
+        texts[id(choice)].add(delta)
+
     try:
-        async for delta in answer.generation:
-            texts.append(delta.text)
-            logprobs.extend(delta.logprobs)
-            finish_reason = delta.finish_reason
+        await _read_all(answer.choices, take)
     except PdserveError as error:
-        await send_error(error, send, answer.headers)
+        await send_error(error, send)
         return
-    piece = Piece("".join(texts), tuple(logprobs), finish_reason)
-    body = answer.reply.whole(piece, answer.extras(usage=True, timing=answer.options.timing))
-    await send_json(send, 200, body, answer.headers)
+    told = [choice.reply.whole(texts[id(choice)].piece()) for choice in answer.choices]
+    body = answer.frame.whole(told, answer.extras(usage=True, timing=answer.options.timing))
+    await send_json(send, 200, body, [])
 
 
 async def send_stream(answer: Answer, send: Send) -> None:
     """Server-sent events, the header with the first token; or an error response."""
+    stream = _EventStream(answer, send)
     try:
-        first = await anext(answer.generation)
+        await _read_all(answer.choices, stream.take)
     except PdserveError as error:
-        await send_error(error, send, answer.headers)
-        return
-    headers = _STREAM_HEADERS + answer.headers
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    try:
-        await _send_deltas(answer, first, send)
-    except PdserveError as error:
+        if not stream.begun:
+            await send_error(error, send)
+            return
         await _send_event(error_body(error), send)
     else:
-        await _send_event(b"[DONE]", send)
+        await stream.end()
     await send({"type": "http.response.body", "body": b""})
-
-
-async def send_error(
-    error: PdserveError, send: Send, headers: HeaderList, *, more: bool = False
-) -> None:
-    """``more``: the caller ends the response (with an empty body)."""
-    all_headers = error_headers(error) + headers
-    await send_json(send, error.http_status, error_body(error), all_headers, more=more)
 
 
 class ImpatientSend:
@@ -117,25 +123,78 @@ async def _send_event(data: bytes, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _send_deltas(answer: Answer, first: TextDelta, send: Send) -> None:
-    options = answer.options
-    await _send_delta(answer, first, send)
-    async for delta in answer.generation:
-        await _send_delta(answer, delta, send)
-    if options.include_usage:
-        extras = answer.extras(usage=True, timing=options.timing)
-        await _send_event(answer.reply.end_chunk(extras), send)
+@dataclass(slots=True)
+class _WholeText:
+    """One choice as it is put together."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TextLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs.extend(delta.logprobs)
+        self.finish_reason = delta.finish_reason
+
+    def piece(self) -> Piece:
+        return Piece("".join(self.texts), tuple(self.logprobs), self.finish_reason)
 
 
-async def _send_delta(answer: Answer, delta: TextDelta, send: Send) -> None:
-    """One chunk, unless the token's text is held back and there is nothing to tell yet."""
-    ends = delta.finish_reason is not None
-    if not (delta.text or delta.logprobs or ends):
+class _EventStream:
+    """The events of one answer, the header before the first of them."""
+
+    def __init__(self, answer: Answer, send: Send) -> None:
+        self._answer = answer
+        self._send = send
+        self.begun = False
+
+    async def take(self, choice: Choice, delta: TextDelta) -> None:
+        """One chunk, unless the text is held back and there is nothing to tell yet."""
+        if not self.begun:
+            self.begun = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+            )
+        ends = delta.finish_reason is not None
+        if not (delta.text or delta.logprobs or ends):
+            return
+        options = self._answer.options
+        extras = self._answer.extras(usage=options.continuous_usage, timing=False)
+        if options.timing and ends and not options.include_usage:
+            extras = Extras(extras.usage, (choice.generation.timing,))
+        told = choice.reply.chunk(Piece(delta.text, delta.logprobs, delta.finish_reason))
+        await _send_event(self._answer.frame.chunk([told], extras), self._send)
+
+    async def end(self) -> None:
+        """What comes after all texts."""
+        options = self._answer.options
+        if options.include_usage:
+            extras = self._answer.extras(usage=True, timing=options.timing)
+            await _send_event(self._answer.frame.chunk([], extras), self._send)
+        await _send_event(b"[DONE]", self._send)
+
+
+async def _read_all(
+    choices: tuple[Choice, ...], take: Callable[[Choice, TextDelta], Awaitable[None]]
+) -> None:
+    """Hand over every delta of every choice as they come, one at a time.
+
+    Raises what a generation or ``take`` raises first; the others are then read no further.
+    """
+    if len(choices) == 1:
+        async for delta in choices[0].generation:
+            await take(choices[0], delta)
         return
-    options = answer.options
-    extras = answer.extras(
-        usage=options.continuous_usage,
-        timing=options.timing and ends and not options.include_usage,
-    )
-    piece = Piece(delta.text, delta.logprobs, delta.finish_reason)
-    await _send_event(answer.reply.chunk(piece, extras), send)
+    turn = asyncio.Lock()
+
+    async def read(choice: Choice) -> None:
+        async for delta in choice.generation:
+            async with turn:
+                await take(choice, delta)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for choice in choices:
+                group.create_task(read(choice))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None

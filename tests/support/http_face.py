@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from pdserve.metrics import ServiceMetrics
 from router.http.app import build_http_app
@@ -27,7 +27,7 @@ COMPLETIONS = "/v1/completions"
 class Face:
     """One application with what a test looks at."""
 
-    app: Starlette
+    app: ASGIApp
     tokens: ScriptedTokens
     metrics: ServiceMetrics
     client: httpx.AsyncClient
@@ -44,7 +44,7 @@ class Face:
 
 def build_face_app(
     tokens: ScriptedTokens, config: HttpConfig | None = None, status: ServiceStatus | None = None
-) -> tuple[Starlette, ServiceMetrics]:
+) -> tuple[ASGIApp, ServiceMetrics]:
     metrics = ServiceMetrics()
     service = TextService(tokens, byte_text_model(), metrics=metrics)
     current = status or ServiceStatus(ready=True)

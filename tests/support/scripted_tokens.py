@@ -107,7 +107,8 @@ class ScriptedTokens:
     """Gives each request the next script; the last one over and over.
 
     ``requests`` are those that were started, ``cancels`` the cancellations that reached a request
-    still running, ``num_running`` the generations that have not come to an end.
+    still running, ``num_running`` the generations that have not come to an end, ``ended`` is set
+    when the first has.
     """
 
     def __init__(self, *scripts: Script, max_model_len: int = 512) -> None:
@@ -116,6 +117,7 @@ class ScriptedTokens:
         self.tokenize_s: list[float] = []
         self.cancels: list[tuple[RequestId, str]] = []
         self.cancelled = asyncio.Event()
+        self.ended = asyncio.Event()
         self.num_running = 0
         self.num_events_made = 0
         self._scripts = list(scripts)
@@ -197,3 +199,4 @@ class ScriptedGeneration:
         if not self._ended:
             self._ended = True
             self._service.num_running -= 1
+            self._service.ended.set()

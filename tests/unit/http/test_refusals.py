@@ -12,6 +12,7 @@ from support.http_face import CHAT, COMPLETIONS, HELLO, http_face
 from support.scripted_tokens import script
 
 USER = {"role": "user", "content": "Hi"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,29 @@ USER = {"role": "user", "content": "Hi"}
         ({"messages": [USER, {"role": "user", "content": 5}]}, "messages[1].content", "got `int`"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'robot'"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "must be one of"),
+        ({"messages": [{"role": "tool"}]}, "messages[0].content", "is required"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
+            "messages[0].tool_calls", "only an assistant's",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]},
+            "messages[0].tool_calls[0].function", "is required",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]},
+            "messages[0].tool_calls[0].type", "only 'function'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [
+                {"function": {"name": "f", "arguments": "[1]"}}
+            ]}]},
+            "messages[0].tool_calls[0].function.arguments", "must be a JSON object",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+            "messages[0].function_call", "send tool_calls",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type", "only 'text' is supported",
@@ -60,7 +83,27 @@ USER = {"role": "user", "content": "Hi"}
         ({"n": 2}, "n", "only 1 is supported"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"functions": [{}]}, "functions", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "only 'none' and 'auto'"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice", "only 'none' and 'auto'"),
+        ({"function_call": {"name": "f"}}, "function_call", "only 'none' and 'auto'"),
+        ({"modalities": ["text", "audio"]}, "modalities", "only 'text'"),
+        ({"audio": {"voice": "x"}}, "audio", "answers are text"),
+        ({"chat_template": "x"}, "chat_template", "the model's own"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "not supported"),
+        ({"continue_final_message": True}, "continue_final_message", "a new message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt", "only true"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "only 'text'"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.type", "not 'json_schema'",
+        ),
+        ({"guided_json": {"type": "object"}}, "guided_json", "free text only"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice", "free text only"),
+        ({"structured_outputs": {"regex": "x"}}, "structured_outputs", "free text only"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "only generated tokens"),
+        ({"use_beam_search": True}, "use_beam_search", "are sampled"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "is refused"),
+        ({"skip_special_tokens": False}, "skip_special_tokens", "only true"),
         ({"pdserve_timeout_s": 0}, "pdserve_timeout_s", "must lie in"),
         ({"priority": 10**12}, "priority", "must lie in"),
     ],
@@ -86,13 +129,17 @@ async def test_chat_refusals(fields: dict[str, Any], param: str, message: str) -
         ({"prompt": None}, "prompt", "got `null`"),
         ({"prompt": [65, "a"]}, "prompt", "beside"),
         ({"prompt": [65, 1.5]}, "prompt[1]", "got `float`"),
-        ({"prompt": ["a", "b"]}, "prompt", "holds 2 prompts, only one"),
-        ({"prompt": [[1], [2], [3]]}, "prompt", "holds 3 prompts"),
+        ({"prompt": ["a"] * 129}, "prompt", "holds 129 prompts, the limit is 128"),
+        ({"prompt": ["a", ""]}, "prompt[1]", "must not be empty"),
+        ({"prompt": [[1], [2], []]}, "prompt[2]", "at least one token"),
+        ({"prompt": [[1], [2, -1]]}, "prompt[1]", "token id -1"),
+        ({"prompt": ["a", "x" * 600]}, "prompt[1]", "600 tokens leave no room"),
         ({"prompt": [65, 259]}, "prompt", "token id 259 is outside [0, 259)"),
         ({"prompt": [10**30]}, "prompt", "outside [0, 259)"),
         ({"prompt": "x" * 600}, "prompt", "600 tokens leave no room"),
-        ({"echo": True}, "echo", "not supported"),
-        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"echo": True, "logprobs": 0}, "logprobs", "together with echo"),
+        ({"suffix": "x"}, "suffix", "only ever continued"),
+        ({"add_special_tokens": False}, "add_special_tokens", "as token ids"),
         ({"best_of": 2}, "best_of", "only 1"),
         ({"logprobs": 21}, "logprobs", "must lie in [0, 20]"),
         ({"logprobs": True}, "logprobs", "got `bool`"),
