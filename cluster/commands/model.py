@@ -33,6 +33,11 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _window(summary: ModelSummary) -> str:
+    is_cut = summary.sliding_window_tokens == summary.max_positions_tokens
+    return ", where its sliding window would begin to cut" if is_cut else ""
+
+
 def _table(summary: ModelSummary) -> str:
     mib = 2**20
     context_mib = summary.kv_bytes_per_token * summary.max_positions_tokens / mib
@@ -48,7 +53,7 @@ def _table(summary: ModelSummary) -> str:
         "attention": f"{summary.num_heads} heads of {summary.head_dim}, "
         f"{summary.num_kv_heads} KV heads",
         "vocabulary": f"{summary.vocab_size:,}",
-        "context": f"{summary.max_positions_tokens:,} tokens",
+        "context": f"{summary.max_positions_tokens:,} tokens{_window(summary)}",
         "KV cache": f"{summary.kv_bytes_per_token:,} bytes a token, "
         f"{context_mib:,.0f} MiB a full context",
         "computation": f"{summary.flops_per_token / 1e6:,.1f} MFLOP a token, and "

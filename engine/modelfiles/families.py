@@ -29,6 +29,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     is_fused: bool = False  # q, k, v and gate, up are stored stacked
+    is_reordered_in_gguf: bool = False  # rows of q and k, for llama.cpp's rotary layout
     ships_code: bool = False  # its checkpoints name code that transformers has since taken in
     rope_types: frozenset[str] = ROPE_TYPES
     plain: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # refused otherwise
@@ -36,7 +37,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        "llama", "LlamaForCausalLM", max_positions=2048,
+        "llama", "LlamaForCausalLM", max_positions=2048, is_reordered_in_gguf=True,
         plain={"sliding_window": (), "use_sliding_window": (False,)},
     ),
     "mistral": Family(
@@ -58,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 
+# Mistral computes what Llama does, and GGUF files of it say "llama".
 BY_ARCHITECTURE: dict[str, Family] = {
     family.architecture: family for name, family in FAMILIES.items() if name != "mistral"
 }

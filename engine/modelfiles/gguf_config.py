@@ -1,9 +1,10 @@
-"""Metadata of a GGUF file to ``ModelConfig``, for ``general.architecture = llama``.
+"""Metadata of a GGUF file to ``ModelConfig``, for the families of families.py.
 
-Every ``llama.*`` key is either used, known to be plain at its value, or refused by name. Llama 3's
-rotary scaling comes as a tensor of frequency factors (``rope_freqs.weight``) without the numbers it
-was computed from; they are found again, so that the engine computes the same angles as from the
-original folder. Not covered: YaRN and other scalings, mixtures of experts.
+Every key of the architecture is either used, known to be plain at its value, or refused by name.
+Llama 3's rotary scaling comes as a tensor of frequency factors (``rope_freqs.weight``) without the
+numbers it was computed from; they are found again, so that the engine computes the same angles as
+from the original folder. A GGUF file of Mistral says "llama" and does not carry its sliding window.
+Not covered: longrope, mixtures of experts.
 """
 
 from __future__ import annotations
@@ -14,42 +15,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.modelfiles.checkpoint import check_config
+from engine.modelfiles.families import BY_ARCHITECTURE, Family
 from engine.modelfiles.field_reader import FieldReader
+from engine.modelfiles.hf_rope import Rope, yarn_attention_factor
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig, RopeScaling
 
 ROPE_FACTORS_TENSOR = "rope_freqs.weight"
 
+# Keys below "<architecture>.".
 _USED_KEYS = frozenset({
-    "llama.block_count", "llama.context_length", "llama.embedding_length",
-    "llama.feed_forward_length", "llama.attention.head_count", "llama.attention.head_count_kv",
-    "llama.attention.key_length", "llama.attention.value_length",
-    "llama.attention.layer_norm_rms_epsilon", "llama.vocab_size", "llama.rope.freq_base",
-    "llama.rope.dimension_count", "llama.rope.scaling.type", "llama.rope.scaling.factor",
-    "llama.rope.scaling.original_context_length", "llama.rope.scaling.finetuned",
-    "llama.rope.scale_linear",
+    "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
+    "vocab_size", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear",
 })  # fmt: skip
-_PLAIN_LLAMA: dict[str, tuple[object, ...]] = {
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.attention.causal": (True,),
-    "llama.attention.scale": (0.0,),
-    "llama.attention.clamp_kqv": (0.0,),
-    "llama.attention.max_alibi_bias": (0.0,),
-    "llama.use_parallel_residual": (False,),
-    "llama.tensor_data_layout": ("Meta AI original pth",),
-    "llama.logit_scale": (0.0, 1.0),
-    "llama.embedding_scale": (0.0, 1.0),
-    "llama.residual_scale": (0.0, 1.0),
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
 }
+_ROPE_TYPES = ("none", "linear", "yarn")
 # Meta's Llama 3.1 to 3.3 all use these two; factor and original context are searched.
 _LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR = 1.0, 4.0
 _ORIGINAL_CONTEXTS = tuple(2**power for power in range(7, 21))
 
 
+def read_family(fields: FieldReader) -> Family:
+    """Raises ModelFileError: an architecture that is not supported."""
+    architecture = fields.text("general.architecture")
+    family = BY_ARCHITECTURE.get(architecture)
+    if family is None:
+        known = ", ".join(sorted(BY_ARCHITECTURE))
+        raise fields.error("general.architecture", f"{architecture!r}; {known} are supported")
+    return family
+
+
 def parse_gguf_config(
     fields: FieldReader,
+    family: Family,
     *,
     vocab_size: int,
     tied: bool,
@@ -58,71 +76,100 @@ def parse_gguf_config(
     """``vocab_size``: rows of the embedding; ``rope_factors``: ``rope_freqs.weight`` if there.
 
     Raises:
-        ModelFileError: another architecture, or a key that is missing, of a wrong kind, or whose
-            value is not supported.
+        ModelFileError: a key that is missing, of a wrong kind, or whose value is not supported.
     """
-    _check_keys(fields)
-    hidden_size = fields.positive_int("llama.embedding_length")
-    num_heads = fields.positive_int("llama.attention.head_count")
-    head_dim = _head_dim(fields, hidden_size, num_heads)
-    rope_theta = fields.positive_float("llama.rope.freq_base", 10000.0)
+    arch = f"{family.architecture}."
+    _check_keys(fields, arch)
+    hidden_size = fields.positive_int(arch + "embedding_length")
+    num_heads = fields.positive_int(arch + "attention.head_count")
+    head_dim = _head_dim(fields, arch, hidden_size, num_heads)
+    stated_positions = fields.positive_int(arch + "context_length")
+    rope = _parse_rope(fields, arch, stated_positions, head_dim, rope_factors)
+    max_positions = rope.max_positions(stated_positions)
+    window = fields.count(arch + "attention.sliding_window", None if family.is_fused else 0)
+    epsilon = fields.positive_float(arch + "attention.layer_norm_rms_epsilon")
     config = ModelConfig(
-        architecture="llama",
+        architecture=family.architecture,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=fields.positive_int("llama.feed_forward_length"),
-        num_layers=fields.positive_int("llama.block_count"),
+        intermediate_size=fields.positive_int(arch + "feed_forward_length"),
+        num_layers=fields.positive_int(arch + "block_count"),
         num_heads=num_heads,
-        num_kv_heads=fields.positive_int("llama.attention.head_count_kv", num_heads),
+        num_kv_heads=fields.positive_int(arch + "attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        rms_norm_eps=_shortest(fields.positive_float("llama.attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(rope_theta),
-        rope_scaling=_parse_scaling(fields, rope_theta, head_dim, rope_factors),
-        max_positions=fields.positive_int("llama.context_length"),
+        rms_norm_eps=_shortest(epsilon),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        max_positions=min(max_positions, window or max_positions),
         tied_embeddings=tied,
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        sliding_window=window,
     )
     check_config(config, fields.where)
     return config
 
 
-def _check_keys(fields: FieldReader) -> None:
-    architecture = fields.text("general.architecture")
-    if architecture != "llama":
-        raise fields.error("general.architecture", f"{architecture!r}; only 'llama' is supported")
-    fields.refuse_unless(_PLAIN_LLAMA, "is not supported")
+def _check_keys(fields: FieldReader, arch: str) -> None:
+    plain = {arch + name: values for name, values in _PLAIN.items()}
+    fields.refuse_unless(plain, "is not supported")
     for name in fields.values:
-        if name.startswith("llama.") and name not in _USED_KEYS and name not in _PLAIN_LLAMA:
+        if name.startswith(arch) and name not in plain and name[len(arch) :] not in _USED_KEYS:
             raise fields.error(name, "unknown; it may change what the model computes")
 
 
-def _head_dim(fields: FieldReader, hidden_size: int, num_heads: int) -> int:
-    if not fields.has("llama.attention.key_length") and hidden_size % num_heads:
+def _head_dim(fields: FieldReader, arch: str, hidden_size: int, num_heads: int) -> int:
+    if not fields.has(arch + "attention.key_length") and hidden_size % num_heads:
         raise fields.error(
-            "llama.embedding_length", f"{hidden_size} is not a multiple of {num_heads} heads"
+            arch + "embedding_length", f"{hidden_size} is not a multiple of {num_heads} heads"
         )
-    head_dim = fields.positive_int("llama.attention.key_length", hidden_size // num_heads)
-    for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    head_dim = fields.positive_int(arch + "attention.key_length", hidden_size // num_heads)
+    for name in (arch + "attention.value_length", arch + "rope.dimension_count"):
         if fields.positive_int(name, head_dim) != head_dim:
             raise fields.error(name, f"{fields.values[name]} differs from head_dim {head_dim}")
     return head_dim
 
 
-def _parse_scaling(
-    fields: FieldReader, rope_theta: float, head_dim: int, factors: NDArray[np.float32] | None
-) -> RopeScaling:
-    kind = fields.text("llama.rope.scaling.type", "none")
-    factor = fields.positive_float(
-        "llama.rope.scaling.factor", fields.positive_float("llama.rope.scale_linear", 1.0)
-    )
-    if kind not in ("none", "linear"):
-        raise fields.error("llama.rope.scaling.type", f"{kind!r}; only none and linear")
-    # Files older than the type key have the factor alone, and mean linear.
-    is_linear = factor != 1.0 and (kind == "linear" or not fields.has("llama.rope.scaling.type"))
+def _parse_rope(
+    fields: FieldReader,
+    arch: str,
+    stated_positions: int,
+    head_dim: int,
+    factors: NDArray[np.float32] | None,
+) -> Rope:
+    theta = fields.positive_float(arch + "rope.freq_base", 10000.0)
+    if theta <= 1.0:
+        raise fields.error(arch + "rope.freq_base", f"{theta} is not greater than 1")
+    scaling = _parse_scaling(fields, arch, stated_positions)
     if factors is None:
-        return RopeScaling("linear", _shortest(factor)) if is_linear else RopeScaling()
-    if is_linear:
-        raise fields.error("llama.rope.scaling.factor", f"together with {ROPE_FACTORS_TENSOR}")
-    return find_llama3_scaling(fields.where, factors, rope_theta, head_dim)
+        return Rope(_shortest(theta), scaling)
+    if scaling.kind != "none":
+        raise fields.error(arch + "rope.scaling.factor", f"together with {ROPE_FACTORS_TENSOR}")
+    return Rope(_shortest(theta), find_llama3_scaling(fields.where, factors, theta, head_dim))
+
+
+def _parse_scaling(fields: FieldReader, arch: str, stated_positions: int) -> RopeScaling:
+    # Files older than the type key have the factor alone, and mean linear.
+    kind = fields.text(arch + "rope.scaling.type", "linear")
+    if kind not in _ROPE_TYPES:
+        raise fields.error(arch + "rope.scaling.type", f"{kind!r}; of {_ROPE_TYPES} only")
+    factor = _shortest(
+        fields.positive_float(
+            arch + "rope.scaling.factor", fields.positive_float(arch + "rope.scale_linear", 1.0)
+        )
+    )
+    if kind == "yarn":
+        return RopeScaling(
+            "yarn",
+            factor,
+            original_max_positions=fields.positive_int(
+                arch + "rope.scaling.original_context_length", stated_positions
+            ),
+            beta_fast=_shortest(fields.positive_float(arch + "rope.scaling.yarn_beta_fast", 32.0)),
+            beta_slow=_shortest(fields.positive_float(arch + "rope.scaling.yarn_beta_slow", 1.0)),
+            attention_factor=yarn_attention_factor(factor),
+        )
+    return RopeScaling("linear", factor) if kind == "linear" and factor != 1.0 else RopeScaling()
 
 
 def find_llama3_scaling(

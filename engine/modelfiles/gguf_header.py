@@ -2,7 +2,7 @@
 
 Parsed here, over a memory map, so that a damaged or truncated file is reported by the key or
 tensor it breaks at; quantised blocks are decoded by the ``gguf`` package (gguf_file.py). Does not
-know what keys mean. Not covered: big-endian files, version 1, files split into parts.
+know what keys mean. Not covered: big-endian files, version 1.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ def read_gguf_header(path: Path, data: memoryview) -> GGUFHeader:
     for number in range(num_keys):
         key = cursor.string(f"key {number}")
         metadata[key] = cursor.value(f"key {key}")
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise ModelFileError(f"{path}: split.count: files split into parts are not supported")
     infos = [_read_tensor_info(cursor, number) for number in range(num_tensors)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0:

@@ -20,6 +20,7 @@ from engine.modelfiles.cache import ModelCache
 from engine.modelfiles.checkpoint import Checkpoint
 from engine.modelfiles.extents import check_weights_file
 from engine.modelfiles.gguf_file import open_gguf_file
+from engine.modelfiles.gguf_split import gguf_parts
 from engine.modelfiles.hf_folder import hf_source_files, open_hf_folder
 from engine.modelfiles.number_formats import PREPARED_DTYPES
 from engine.modelfiles.resolve import ModelSource, SourceKind, resolve_source
@@ -34,6 +35,7 @@ from pdserve.prepared import (
     TENSOR_ALIGNMENT_BYTES,
     TOKENIZER_NAME,
     WEIGHTS_NAME,
+    ModelConfig,
     PreparedModel,
     TensorEntry,
     read_prepared,
@@ -45,7 +47,7 @@ __all__ = ["ModelSummary", "model_summary", "prepare_model"]
 logger = event_log(__name__)
 
 # Part of every cache key: raise it when the same source gives another prepared folder.
-_CONVERSION_VERSION = 1
+_CONVERSION_VERSION = 2
 _TENSORS_BETWEEN_REPORTS = 60
 
 
@@ -94,7 +96,8 @@ def _report_nothing(line: str) -> None:
 
 
 def _source_files(source: ModelSource) -> tuple[Path, ...]:
-    return (source.path,) if source.kind is SourceKind.GGUF else hf_source_files(source.path)
+    is_gguf = source.kind is SourceKind.GGUF
+    return gguf_parts(source.path) if is_gguf else hf_source_files(source.path)
 
 
 def _open_prepared(folder: Path, dtype: str) -> PreparedModel:
@@ -112,6 +115,7 @@ def _write_folder(
 ) -> None:
     is_gguf = source.kind is SourceKind.GGUF
     checkpoint = open_gguf_file(source.path) if is_gguf else open_hf_folder(source.path)
+    _report_window(source, checkpoint.config, report)
     text = checkpoint.text
     (folder / TOKENIZER_NAME).write_text(text.tokenizer_json, encoding="utf-8")
     if text.chat_template is not None:
@@ -137,6 +141,13 @@ def _write_folder(
         num_parameters=sum(tensor.num_elements for tensor in planned),
     )
     write_manifest(prepared)
+
+
+def _report_window(source: ModelSource, config: ModelConfig, report: Callable[[str], None]) -> None:
+    if config.sliding_window and config.sliding_window == config.max_positions:
+        report(
+            f"{source.name}: the context ends at its sliding window, {config.max_positions} tokens"
+        )
 
 
 class _WeightsWriter:

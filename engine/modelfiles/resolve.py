@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from engine.modelfiles.gguf_split import gguf_model_name
 from pdserve.errors import ModelFileError
 from pdserve.prepared import MANIFEST_NAME
 
@@ -69,7 +70,7 @@ def _kind_of_folder(path: Path) -> SourceKind:
 
 def _resolve_file(path: Path) -> ModelSource:
     if path.suffix == ".gguf":
-        return ModelSource(SourceKind.GGUF, path, path.stem)
+        return ModelSource(SourceKind.GGUF, path, gguf_model_name(path))
     if path.suffix == ".safetensors":
         raise ModelFileError(f"{path}: give the folder with config.json, not one file of it")
     raise ModelFileError(f"{path}: not a .gguf file")

@@ -28,6 +28,7 @@ class ModelSummary:
     hidden_size: int
     vocab_size: int
     max_positions_tokens: int
+    sliding_window_tokens: int  # 0: none
     num_parameters: int
     weight_bytes: int
     kv_bytes_per_token: int
@@ -65,6 +66,7 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         max_positions_tokens=config.max_positions,
+        sliding_window_tokens=config.sliding_window,
         num_parameters=prepared.num_parameters,
         weight_bytes=sum(elements.values()) * item_bytes,
         kv_bytes_per_token=2 * per_head * config.num_kv_heads * item_bytes,

@@ -13,7 +13,8 @@ from engine.modelfiles.gguf_file import open_gguf_file
 from engine.modelfiles.hf_folder import open_hf_folder
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig, RopeScaling
-from support.tiny_gguf import write_tiny_gguf
+from support.tiny_families import write_tiny_family
+from support.tiny_gguf import write_family_gguf, write_tiny_gguf
 from support.tiny_llama import write_tiny_llama
 
 
@@ -96,10 +97,14 @@ def test_plain_values_of_other_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("rope__scaling__type", "yarn"),
+        ("rope__scaling__type", "dynamic"),
+        ("rope__scaling__attn_factor", 1.19),
+        ("rope__scaling__yarn_attn_factor", 1.2),
+        ("rope__scaling__yarn_log_multiplier", 0.1),
+        ("rope__freq_base", 1.0),
         ("rope__scaling__type", "longrope"),
         ("expert_count", 8),
-        ("attention__sliding_window", 4096),
+        ("attention__sliding_window", "4096"),
         ("attention__clamp_kqv", 8.0),
         ("logit_scale", 0.0625),
         ("embedding_scale", 12.0),
@@ -128,9 +133,37 @@ def test_keys_are_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
 
 
 def test_another_architecture(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "x.gguf", metadata={"general.architecture": "qwen2"})
-    with pytest.raises(ModelFileError, match="field general.architecture: 'qwen2'"):
+    path = write_tiny_gguf(tmp_path / "x.gguf", metadata={"general.architecture": "gemma3"})
+    with pytest.raises(ModelFileError, match="field general.architecture: 'gemma3'; llama, phi3"):
         open_gguf_file(path)
+
+
+@pytest.mark.parametrize(("window", "expected"), [(0, 2048), (512, 512), (4096, 2048)])
+def test_a_window_ends_the_context(tmp_path: Path, window: int, expected: int) -> None:
+    config = config_of(tmp_path, attention__sliding_window=window)
+    assert (config.sliding_window, config.max_positions) == (window, expected)
+
+
+def test_phi3_must_state_its_window(tmp_path: Path) -> None:
+    """Old files lack it, whether or not the model has one."""
+    peer = write_tiny_family(tmp_path / "phi3", "phi3")
+    path = write_family_gguf(tmp_path / "x.gguf", peer, attention__sliding_window=None)
+    with pytest.raises(ModelFileError, match=r"phi3\.attention\.sliding_window: missing"):
+        open_gguf_file(path)
+
+
+def test_yarn(tmp_path: Path) -> None:
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
+    config = config_of(tmp_path, **yarn, rope__scaling__original_context_length=1024)
+    assert config.rope_scaling == RopeScaling(
+        "yarn", 4.0, original_max_positions=1024, attention_factor=0.1 * math.log(4.0) + 1.0
+    )
+    assert config.max_positions == 4096
+    betas = {"rope__scaling__yarn_beta_fast": 16.0, "rope__scaling__yarn_beta_slow": 0.7}
+    scaling = config_of(tmp_path, **yarn, **betas).rope_scaling
+    assert (scaling.original_max_positions, scaling.beta_fast, scaling.beta_slow) == (
+        2048, 16.0, 0.7
+    )  # fmt: skip
 
 
 def test_heads_that_do_not_divide(tmp_path: Path) -> None:

@@ -266,6 +266,15 @@ def test_the_cache_is_where_the_environment_says(
     assert prepared.folder.parent == tmp_path / "elsewhere" / "models"
 
 
+def test_a_context_cut_short_is_told(tmp_path: Path, cache: Path) -> None:
+    mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    folder = write_tiny_llama(tmp_path / "tiny", config_changes={**mistral, "sliding_window": 512})
+    lines: list[str] = []
+    prepared = prepare_model(str(folder), "float32", cache_dir=cache, progress=lines.append)
+    assert "tiny: the context ends at its sliding window, 512 tokens" in lines
+    assert model_summary(prepared).sliding_window_tokens == 512
+
+
 def test_odd_names_stay_inside_the_cache(tmp_path: Path, cache: Path) -> None:
     folder = write_tiny_llama(tmp_path / "my model; v2")
     prepared = prepare_model(str(folder), "float32", cache_dir=cache)
