@@ -29,6 +29,12 @@ _STREAM_HEADERS: HeaderList = [
     (b"x-accel-buffering", b"no"),  # reverse proxies must not collect the events
 ]
 
+# Characters that JSON may hold as they are, but at which many clients' readers of lines (those of
+# Python's splitlines, httpx among them) would cut an event in two.
+_LINE_ENDS = tuple(
+    (character.encode(), b"\\u%04x" % ord(character)) for character in ("\x85", "\u2028", "\u2029")
+)
+
 
 class StalledReader(Exception):
     """The client took nothing for too long. Never leaves router/http."""
@@ -119,6 +125,9 @@ class ImpatientSend:
 
 
 async def _send_event(data: bytes, send: Send) -> None:
+    for character, escape in _LINE_ENDS:
+        if character in data:
+            data = data.replace(character, escape)
     body = b"data: " + data + b"\n\n"
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
