@@ -20,7 +20,8 @@ DEFAULT_GRPC_TARGET = "127.0.0.1:9000"
 Model = Annotated[
     str,
     Option(
-        "model: 'smollm2', a Hugging Face folder, a GGUF file or a prepared folder", table="engine"
+        "model: 'smollm2', a Hugging Face folder or hub id, a GGUF file or a prepared folder",
+        table="engine",
     ),
 ]
 ServedModelName = Annotated[

@@ -16,7 +16,7 @@ from pdserve.flags import FlagParser
 def run_model(argv: Sequence[str]) -> int:
     parser = FlagParser("pdserve model", "Prepare a model for serving, or describe it.")
     parser.add_positional("action", "what to do", choices=("prepare", "info"))
-    parser.add_positional("model", "'smollm2', a Hugging Face folder, a GGUF file")
+    parser.add_positional("model", "'smollm2', a Hugging Face folder or hub id, a GGUF file")
     parser.add_options("options", ModelConfig)
     sources = parser.parse(argv)
     config = build_config(ModelConfig, "model", sources)

@@ -1,6 +1,7 @@
 """From the file a user has to a prepared folder (pdserve/prepared.py), and from there to tensors.
 
     resolve.py            what a model argument means: a name, a folder, a file
+    hub.py                an id on the Hugging Face hub, fetched
     families.py           which model families are read, and what tells them apart
     hf_*.py               Hugging Face folders       gguf_*.py    GGUF files
     checkpoint.py         what both become: config, text part, source of tensors

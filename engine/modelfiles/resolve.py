@@ -1,17 +1,19 @@
-"""What a ``model`` argument means: a known name, a prepared or Hugging Face folder, a GGUF file.
+"""What a ``model`` argument means: a known name, a prepared or Hugging Face folder, a GGUF file,
+or an id on the hub (hub.py), which is fetched.
 
-Looks at names and at which files exist; it does not read them. Not covered: downloading. A name
-of a model hub is refused, because nothing here talks to one.
+Looks at names and at which files exist; it does not read them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from engine.modelfiles.gguf_split import gguf_model_name
+from engine.modelfiles.hub import fetch_from_hub, parse_hub_id
 from pdserve.errors import ModelFileError
 from pdserve.prepared import MANIFEST_NAME
 
@@ -35,9 +37,9 @@ class ModelSource:
 
 
 def resolve_source(model: str) -> ModelSource:
-    """Find what ``model`` stands for.
+    """Find what ``model`` stands for, fetching what is an id on the hub.
 
-    A path wins over the name only if it is written as one (``./smollm2``).
+    A path wins over ``smollm2`` only if it is written as one (``./smollm2``), over an id always.
 
     Raises:
         ModelFileError: nothing is there, or it is of no kind that can be read; says what would be.
@@ -46,15 +48,22 @@ def resolve_source(model: str) -> ModelSource:
         return ModelSource(SourceKind.GGUF, _find_smollm2(), SMOLLM2_NAME)
     if not model:
         raise ModelFileError("model: empty; give 'smollm2', a folder or a .gguf file")
-    path = Path(model).expanduser().resolve()
+    # Links are not followed: in the hub's cache the name is the link's.
+    path = Path(os.path.abspath(Path(model).expanduser()))
     if path.is_dir():
         return ModelSource(_kind_of_folder(path), path, path.name)
     if path.is_file():
         return _resolve_file(path)
-    raise ModelFileError(
-        f"model {model!r}: no such file or folder; give 'smollm2', a Hugging Face folder, a .gguf "
-        "file or a prepared folder (nothing is downloaded)"
-    )
+    hub_id = parse_hub_id(model)
+    if hub_id is None:
+        raise ModelFileError(
+            f"model {model!r}: no such file or folder; give 'smollm2', a Hugging Face folder, a "
+            ".gguf file, a prepared folder, or an id on the hub (OWNER/NAME)"
+        )
+    path = fetch_from_hub(hub_id)
+    if hub_id.file is None:
+        return ModelSource(_kind_of_folder(path), path, hub_id.repo)
+    return _resolve_file(path)
 
 
 def _kind_of_folder(path: Path) -> SourceKind:

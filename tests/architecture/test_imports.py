@@ -36,6 +36,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("engine/*",),
     "numpy": ("engine/*", "kvtransfer/*"),
     "gguf": ("engine/modelfiles/*",),
+    "huggingface_hub": ("engine/modelfiles/hub.py",),
     "safetensors": ("engine/modelfiles/*",),
     "tokenizers": ("router/*", "engine/modelfiles/*", "engine/fake_model.py"),
     "jinja2": ("router/*",),

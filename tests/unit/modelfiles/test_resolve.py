@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.modelfiles import resolve
+from engine.modelfiles.hub import HubId, parse_hub_id
 from engine.modelfiles.resolve import SourceKind, resolve_source
 from pdserve.errors import ModelFileError
 
@@ -64,7 +66,55 @@ def test_a_file_of_another_kind(tmp_path: Path, file_name: str, problem: str) ->
         resolve_source(str(path))
 
 
-@pytest.mark.parametrize("model", ["", "meta-llama/Llama-3.2-1B", "/nowhere/at/all"])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("meta-llama/Llama-3.2-1B", HubId("meta-llama/Llama-3.2-1B")),
+        ("a/b@v1.0", HubId("a/b", revision="v1.0")),
+        ("a/b/c/x-Q4_K_M.gguf", HubId("a/b", "c/x-Q4_K_M.gguf")),
+        ("a/b/x.gguf@main", HubId("a/b", "x.gguf", "main")),
+        ("/a/b", None),
+        ("./a/b", None),
+        ("../b", None),
+        ("~/b", None),
+        ("a/b/c", None),
+        ("a", None),
+        ("a/b@", None),
+        ("a /b", None),
+    ],
+)
+def test_what_is_an_id_on_the_hub(model: str, expected: HubId | None) -> None:
+    assert parse_hub_id(model) == expected
+
+
+def test_an_id_is_fetched_unless_it_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / "snapshot"
+    fetched.mkdir()
+    (fetched / "config.json").write_text("{}")
+    asked: list[HubId] = []
+    monkeypatch.setattr(resolve, "fetch_from_hub", lambda hub_id: asked.append(hub_id) or fetched)
+    monkeypatch.chdir(tmp_path)
+    source = resolve_source("owner/name")
+    assert (source.kind, source.path, source.name) == (
+        SourceKind.HF_FOLDER, fetched, "owner/name",
+    )  # fmt: skip
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "name").symlink_to(fetched)
+    assert resolve_source("owner/name").path == tmp_path / "owner" / "name"
+    assert asked == [HubId("owner/name")]
+
+
+def test_a_link_keeps_its_name(tmp_path: Path) -> None:
+    """The hub's cache has files under their digests, and links with their names."""
+    (tmp_path / "0a1b2c").write_bytes(b"GGUF")
+    (tmp_path / "model-Q8_0.gguf").symlink_to(tmp_path / "0a1b2c")
+    source = resolve_source(str(tmp_path / "model-Q8_0.gguf"))
+    assert (source.path.name, source.name) == ("model-Q8_0.gguf", "model-Q8_0")
+
+
+@pytest.mark.parametrize("model", ["", "nowhere", "/nowhere/at/all", "./nowhere/here"])
 def test_nothing_there(model: str) -> None:
     with pytest.raises(ModelFileError, match="smollm2"):
         resolve_source(model)
