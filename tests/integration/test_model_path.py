@@ -22,6 +22,7 @@ from pdserve.clock import MonotonicClock
 from pdserve.prepared import PreparedModel
 from pdserve.types import SamplingParams
 from support.fake_engine import generate, make_attempt
+from support.tiny_families import write_tiny_family
 from support.tiny_llama import write_tiny_llama
 from support.trio import Trio, TrioOptions, eventually
 
@@ -85,6 +86,19 @@ async def test_every_mode_gives_the_tokens_of_one_plain_loop(
         together = await asyncio.gather(*(trio.generate(ids, sampling) for ids in prompts))
     assert alone == expected
     assert [outcome.ids for outcome in together] == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [("qwen2", "float16"), ("qwen3, yarn", "float32"), ("phi3", "float16")]
+)
+async def test_other_families_and_float16(tmp_path: Path, case: str, dtype: str) -> None:
+    write_tiny_family(tmp_path / "model", case)
+    engine, model = engine_of(tmp_path / "model", dtype), prepared(tmp_path / "model", dtype)
+    prompts = [prompt(length) for length in LENGTHS]
+    expected = await plain_loop(engine, model, prompts, SEEDED)
+    async with Trio(TrioOptions(kv="grpc", engine=engine, model=model)) as trio:
+        outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
+    assert [outcome.ids for outcome in outcomes] == expected
 
 
 @pytest.mark.parametrize(("block_size", "chunk_tokens"), [(4, 16), (32, 64), (16, 128)])

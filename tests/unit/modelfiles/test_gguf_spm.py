@@ -13,6 +13,8 @@ from engine.modelfiles.checkpoint import TextPart
 from engine.modelfiles.field_reader import FieldReader
 from engine.modelfiles.gguf_tokenizer import read_gguf_text
 from pdserve.errors import ModelFileError
+from router.detokenizer import Detokenizer
+from router.token_bytes import TokenBytes
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 ALPHABET = "\u2581abcde\u00e9"
@@ -79,6 +81,15 @@ def test_hundreds_of_texts_against_the_plain_algorithm() -> None:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert ids == plain_ids(text)
         assert tokenizer.decode(ids) == text
+
+
+def test_the_router_can_stream_its_text() -> None:
+    """Token by token, with characters that are several byte tokens."""
+    tokenizer = Tokenizer.from_str(read().tokenizer_json)
+    text = "ab  cd \u4f60\u597d \u00e9\n"
+    detokenizer = Detokenizer(TokenBytes(tokenizer), continues=False)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert "".join(detokenizer.push(token_id) for token_id in ids) + detokenizer.finish() == text
 
 
 def test_what_the_file_need_not_say() -> None:
