@@ -7,8 +7,9 @@ instructions a machine has: workers with different context lengths compute the s
 Scalings: none, linear (positions divided by a factor), llama3 (Llama 3.1's smooth change of the
 low frequencies), yarn (arXiv 2309.00071), dynamic (NTK-aware: frequencies change with the length of
 the sequence once it passes the context the model was made for; up to there, and no further is
-served, they are the plain ones). Not covered: longrope, partial rotation; the reader of model files
-refuses them by name.
+served, they are the plain ones), longrope (arXiv 2402.13753: divisors found by search; likewise up
+to the original context, with its short ones). Not covered: partial rotation; the reader of model
+files refuses it by name.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float32]:
         return frequencies / np.float32(scaling.factor)
     if scaling.kind == "llama3":
         return _llama3(frequencies, scaling)
+    if scaling.kind == "longrope":
+        divisors = np.array(scaling.short_factors, np.float32)
+        divided: NDArray[np.float32] = np.float32(1.0) / (divisors * bases)
+        return divided
     if scaling.kind == "yarn":
         return _yarn(frequencies, bases, scaling, config.rope_theta)
     raise ValueError(f"rope_scaling.kind: {scaling.kind!r} is not known")

@@ -30,13 +30,13 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.bin"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TENSOR_ALIGNMENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Change of the rotary frequencies. ``kind``: none, linear, dynamic, llama3 or yarn.
+    """Change of the rotary frequencies. ``kind``: none, linear, dynamic, llama3, yarn or longrope.
 
     Which fields a kind uses: engine/rope.py. ``attention_factor`` multiplies cosines and sines.
     """
@@ -50,6 +50,7 @@ class RopeScaling:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()  # longrope: divisors of the frequencies, one a pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,9 @@ def read_prepared(folder: Path) -> PreparedModel:
 
 def _from_document(folder: Path, document: dict[str, Any]) -> PreparedModel:
     config = dict(document["config"])
-    config["rope_scaling"] = RopeScaling(**config["rope_scaling"])
+    scaling = dict(config["rope_scaling"])
+    scaling["short_factors"] = tuple(scaling["short_factors"])
+    config["rope_scaling"] = RopeScaling(**scaling)
     tensors = {
         name: TensorEntry(entry["offset_bytes"], tuple(entry["shape"]), entry["dtype"])
         for name, entry in document["tensors"].items()

@@ -32,6 +32,7 @@ class Family:
     is_reordered_in_gguf: bool = False  # rows of q and k, for llama.cpp's rotary layout
     ships_code: bool = False  # its checkpoints name code that transformers has since taken in
     rope_types: frozenset[str] = ROPE_TYPES
+    original_positions: int | None = None  # stated beside the rotary settings; None: in them
     plain: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # refused otherwise
 
 
@@ -54,7 +55,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         "phi3", "Phi3ForCausalLM", max_positions=4096, rms_norm_eps=1e-5,
-        has_window=True, is_fused=True, ships_code=True, rope_types=frozenset({"default"}),
+        has_window=True, is_fused=True, ships_code=True, original_positions=4096,
+        rope_types=frozenset({"default", "longrope", "su"}),
         plain={"use_sliding_window": (False,)},
     ),
 }  # fmt: skip

@@ -4,12 +4,13 @@ Every key of the architecture is either used, known to be plain at its value, or
 Llama 3's rotary scaling comes as a tensor of frequency factors (``rope_freqs.weight``) without the
 numbers it was computed from; they are found again, so that the engine computes the same angles as
 from the original folder. A GGUF file of Mistral says "llama" and does not carry its sliding window.
-Not covered: longrope, mixtures of experts.
+Longrope's divisors come as tensors too; the short ones are used. Not covered: mixtures of experts.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from engine.modelfiles.checkpoint import check_config
 from engine.modelfiles.families import BY_ARCHITECTURE, Family
 from engine.modelfiles.field_reader import FieldReader
-from engine.modelfiles.hf_rope import Rope, yarn_attention_factor
+from engine.modelfiles.hf_rope import Rope, longrope_attention_factor, yarn_attention_factor
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig, RopeScaling
 
 ROPE_FACTORS_TENSOR = "rope_freqs.weight"
+SHORT_FACTORS_TENSOR = "rope_factors_short.weight"
+LONG_FACTORS_TENSOR = "rope_factors_long.weight"
 
 # Keys below "<architecture>.".
 _USED_KEYS = frozenset({
@@ -31,6 +34,7 @@ _USED_KEYS = frozenset({
     "vocab_size", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear",
+    "rope.scaling.attn_factor",
 })  # fmt: skip
 _PLAIN: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
@@ -44,7 +48,6 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
-    "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
@@ -53,6 +56,14 @@ _ROPE_TYPES = ("none", "linear", "yarn")
 # Meta's Llama 3.1 to 3.3 all use these two; factor and original context are searched.
 _LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR = 1.0, 4.0
 _ORIGINAL_CONTEXTS = tuple(2**power for power in range(7, 21))
+
+
+@dataclass(frozen=True, slots=True)
+class RopeFactors:
+    """Divisors of the rotary frequencies that the file has as tensors, [head_dim / 2]."""
+
+    llama3: NDArray[np.float32] | None = None
+    short: NDArray[np.float32] | None = None  # longrope
 
 
 def read_family(fields: FieldReader) -> Family:
@@ -71,9 +82,9 @@ def parse_gguf_config(
     *,
     vocab_size: int,
     tied: bool,
-    rope_factors: NDArray[np.float32] | None,
+    factors: RopeFactors,
 ) -> ModelConfig:
-    """``vocab_size``: rows of the embedding; ``rope_factors``: ``rope_freqs.weight`` if there.
+    """``vocab_size``: rows of the embedding.
 
     Raises:
         ModelFileError: a key that is missing, of a wrong kind, or whose value is not supported.
@@ -84,7 +95,7 @@ def parse_gguf_config(
     num_heads = fields.positive_int(arch + "attention.head_count")
     head_dim = _head_dim(fields, arch, hidden_size, num_heads)
     stated_positions = fields.positive_int(arch + "context_length")
-    rope = _parse_rope(fields, arch, stated_positions, head_dim, rope_factors)
+    rope = _parse_rope(fields, arch, stated_positions, head_dim, factors)
     max_positions = rope.max_positions(stated_positions)
     window = fields.count(arch + "attention.sliding_window", None if family.is_fused else 0)
     epsilon = fields.positive_float(arch + "attention.layer_norm_rms_epsilon")
@@ -135,17 +146,45 @@ def _parse_rope(
     arch: str,
     stated_positions: int,
     head_dim: int,
-    factors: NDArray[np.float32] | None,
+    factors: RopeFactors,
 ) -> Rope:
     theta = fields.positive_float(arch + "rope.freq_base", 10000.0)
     if theta <= 1.0:
         raise fields.error(arch + "rope.freq_base", f"{theta} is not greater than 1")
-    scaling = _parse_scaling(fields, arch, stated_positions)
-    if factors is None:
+    if factors.short is not None:
+        scaling = _parse_longrope(fields, arch, stated_positions, head_dim, factors.short)
+    else:
+        fields.refuse_unless({arch + "rope.scaling.attn_factor": (1.0,)}, "is not supported")
+        scaling = _parse_scaling(fields, arch, stated_positions)
+    if factors.llama3 is None:
         return Rope(_shortest(theta), scaling)
     if scaling.kind != "none":
         raise fields.error(arch + "rope.scaling.factor", f"together with {ROPE_FACTORS_TENSOR}")
-    return Rope(_shortest(theta), find_llama3_scaling(fields.where, factors, theta, head_dim))
+    scaling = find_llama3_scaling(fields.where, factors.llama3, theta, head_dim)
+    return Rope(_shortest(theta), scaling)
+
+
+def _parse_longrope(
+    fields: FieldReader, arch: str, stated_positions: int, head_dim: int, short: NDArray[np.float32]
+) -> RopeScaling:
+    fields.refuse_unless({arch + "rope.scaling.type": ("longrope",)}, "has longrope's tensors")
+    if short.shape != (head_dim // 2,) or not bool(((short > 0) & (short < np.inf)).all()):
+        raise ModelFileError(
+            f"{fields.where}: tensor {SHORT_FACTORS_TENSOR}: must be {head_dim // 2} positive "
+            "numbers"
+        )
+    original = fields.positive_int(arch + "rope.scaling.original_context_length")
+    factor = stated_positions / original
+    usual = longrope_attention_factor(factor, original)
+    stated = fields.positive_float(arch + "rope.scaling.attn_factor", usual)
+    return RopeScaling(
+        "longrope",
+        factor,
+        original_max_positions=original,
+        # The file has it in float32: the same number as in the folder unless it is another.
+        attention_factor=usual if math.isclose(stated, usual, rel_tol=1e-6) else stated,
+        short_factors=tuple(_shortest(value) for value in short.tolist()),
+    )
 
 
 def _parse_scaling(fields: FieldReader, arch: str, stated_positions: int) -> RopeScaling:

@@ -21,7 +21,14 @@ from engine.modelfiles.checkpoint import Checkpoint, TensorSource, check_token_i
 from engine.modelfiles.families import Family
 from engine.modelfiles.field_reader import FieldReader
 from engine.modelfiles.fused_projections import SplitTensors, stored_rows
-from engine.modelfiles.gguf_config import ROPE_FACTORS_TENSOR, parse_gguf_config, read_family
+from engine.modelfiles.gguf_config import (
+    LONG_FACTORS_TENSOR,
+    ROPE_FACTORS_TENSOR,
+    SHORT_FACTORS_TENSOR,
+    RopeFactors,
+    parse_gguf_config,
+    read_family,
+)
 from engine.modelfiles.gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from engine.modelfiles.gguf_names import EMBEDDING, HEAD, is_rotated, to_gguf_name
 from engine.modelfiles.gguf_split import check_part, gguf_parts
@@ -31,6 +38,7 @@ from engine.modelfiles.number_formats import StoredArray, from_bytes
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig
 
+_FACTORS_TENSORS = (ROPE_FACTORS_TENSOR, SHORT_FACTORS_TENSOR)
 _PLAIN_TYPES = {
     GGMLQuantizationType.F32: "float32",
     GGMLQuantizationType.F16: "float16",
@@ -91,13 +99,13 @@ def open_gguf_file(path: Path) -> Checkpoint:
     embedding = stored.get(EMBEDDING)
     if embedding is None or len(embedding.tensor.shape) != 2:
         raise ModelFileError(f"{path}: tensor {EMBEDDING}: missing or not a matrix")
-    factors = stored.get(ROPE_FACTORS_TENSOR)
+    factors = {name: _decode_float32(stored[name]) for name in _FACTORS_TENSORS if name in stored}
     config = parse_gguf_config(
         fields,
         family,
         vocab_size=embedding.tensor.shape[0],
         tied=HEAD not in stored,
-        rope_factors=None if factors is None else _decode_float32(factors),
+        factors=RopeFactors(factors.get(ROPE_FACTORS_TENSOR), factors.get(SHORT_FACTORS_TENSOR)),
     )
     _refuse_unexpected(stored, family, config)
     text, tokenizer = read_gguf_text(fields)
@@ -157,6 +165,8 @@ def _refuse_unexpected(stored: Mapping[str, _Stored], family: Family, config: Mo
     """A tensor the plan does not use (a bias, an expert) would be silently left out."""
     parts = stored_rows(config, is_fused=family.is_fused).values()
     expected = {to_gguf_name(part.name) for part in parts} | {ROPE_FACTORS_TENSOR}
+    if config.rope_scaling.kind == "longrope":
+        expected |= {SHORT_FACTORS_TENSOR, LONG_FACTORS_TENSOR}
     for name in sorted(stored.keys() - expected):
         raise ModelFileError(
             f"{stored[name].path}: tensor {name}: not part of the configured model"

@@ -60,7 +60,8 @@ def parse_hf_config(where: str, document: Mapping[str, Any]) -> ModelConfig:
     num_heads = fields.positive_int("num_attention_heads")
     num_layers = fields.positive_int("num_hidden_layers")
     stated_positions = fields.positive_int("max_position_embeddings", family.max_positions)
-    rope = parse_rope(fields, family, stated_positions)
+    head_dim = _head_dim(fields, family, hidden_size, num_heads)
+    rope = parse_rope(fields, family, stated_positions, head_dim)
     max_positions = rope.max_positions(stated_positions)
     window = _sliding_window(fields, family, num_layers)
     config = ModelConfig(
@@ -71,7 +72,7 @@ def parse_hf_config(where: str, document: Mapping[str, Any]) -> ModelConfig:
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, family, num_heads),
-        head_dim=_head_dim(fields, family, hidden_size, num_heads),
+        head_dim=head_dim,
         rms_norm_eps=fields.positive_float("rms_norm_eps", family.rms_norm_eps),
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,

@@ -115,7 +115,7 @@ def _write_folder(
 ) -> None:
     is_gguf = source.kind is SourceKind.GGUF
     checkpoint = open_gguf_file(source.path) if is_gguf else open_hf_folder(source.path)
-    _report_window(source, checkpoint.config, report)
+    _report_context(source, checkpoint.config, report)
     text = checkpoint.text
     (folder / TOKENIZER_NAME).write_text(text.tokenizer_json, encoding="utf-8")
     if text.chat_template is not None:
@@ -143,7 +143,12 @@ def _write_folder(
     write_manifest(prepared)
 
 
-def _report_window(source: ModelSource, config: ModelConfig, report: Callable[[str], None]) -> None:
+def _report_context(
+    source: ModelSource, config: ModelConfig, report: Callable[[str], None]
+) -> None:
+    if config.rope_scaling.kind == "longrope":
+        original = config.rope_scaling.original_max_positions
+        report(f"{source.name}: the context ends at longrope's original one, {original} tokens")
     if config.sliding_window and config.sliding_window == config.max_positions:
         report(
             f"{source.name}: the context ends at its sliding window, {config.max_positions} tokens"

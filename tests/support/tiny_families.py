@@ -41,6 +41,12 @@ LLAMA3: dict[str, Any] = {
     "original_max_position_embeddings": 256,
     "rope_theta": 500000.0,
 }
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0],
+    "long_factor": [2.0] * 8,
+    "rope_theta": 10000.0,
+}
 LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 
@@ -77,6 +83,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3, yarn": ("Qwen3", {"head_dim": 64, "rope_parameters": YARN}),
     "phi3": ("Phi3", {}),
+    "phi3, longrope": (
+        "Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512},
+    ),
     "phi3, window, no gqa": ("Phi3", {"sliding_window": 340, "num_key_value_heads": 4}),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ covered: SentencePiece's tokenizers.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ def write_family_gguf(path: Path, peer: Any, **changes: Any) -> Path:
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             array = to_adjacent_pairs(array, head_dim)
         arrays[_gguf_name(name)] = array
+    for name, factors in _longrope_factors(config).items():
+        arrays[name] = np.array(factors, np.float32)
     keys = {
         "general.architecture": arch,
         f"{arch}.block_count": config.num_hidden_layers,
@@ -150,6 +153,15 @@ def write_family_gguf(path: Path, peer: Any, **changes: Any) -> Path:
     return path
 
 
+def _longrope_factors(config: Any) -> dict[str, list[float]]:
+    rope = config.rope_parameters
+    return {
+        f"rope_factors_{part}.weight": rope[f"{part}_factor"]
+        for part in ("long", "short")
+        if rope["rope_type"] == "longrope"
+    }
+
+
 def _family_extras(arch: str, config: Any, head_dim: int) -> dict[str, Any]:
     rope, extras = config.rope_parameters, {}
     if head_dim * config.num_attention_heads != config.hidden_size:
@@ -159,6 +171,13 @@ def _family_extras(arch: str, config: Any, head_dim: int) -> dict[str, Any]:
     if rope["rope_type"] in ("linear", "yarn"):
         extras[f"{arch}.rope.scaling.type"] = rope["rope_type"]
         extras[f"{arch}.rope.scaling.factor"] = rope["factor"]
+    if rope["rope_type"] == "longrope":
+        original = config.original_max_position_embeddings
+        scale = config.max_position_embeddings / original
+        extras[f"{arch}.rope.scaling.original_context_length"] = original
+        extras[f"{arch}.rope.scaling.attn_factor"] = math.sqrt(
+            1 + math.log(scale) / math.log(original)
+        )
     if rope["rope_type"] == "yarn":
         original = rope["original_max_position_embeddings"]
         extras[f"{arch}.rope.scaling.original_context_length"] = original

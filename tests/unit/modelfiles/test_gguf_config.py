@@ -217,3 +217,26 @@ def test_two_scalings_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelFileError, match=r"rope\.scaling\.factor: together with rope_freqs"):
         open_gguf_file(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rope__scaling__type": "yarn"}, r"phi3\.rope\.scaling\.type: 'yarn'"),
+        ({"rope__scaling__original_context_length": None}, "original_context_length: missing"),
+        ({"embedding_length": 32}, r"tensor rope_factors_short\.weight: must be 4 positive"),
+    ],
+)
+def test_longrope_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    peer = write_tiny_family(tmp_path / "phi3", "phi3, longrope")
+    dimensions = {"rope__dimension_count": None} if "embedding_length" in changes else {}
+    path = write_family_gguf(tmp_path / "x.gguf", peer, **changes, **dimensions)
+    with pytest.raises(ModelFileError, match=problem):
+        open_gguf_file(path)
+
+
+def test_longrope_keeps_another_attention_factor(tmp_path: Path) -> None:
+    peer = write_tiny_family(tmp_path / "phi3", "phi3, longrope")
+    path = write_family_gguf(tmp_path / "x.gguf", peer, rope__scaling__attn_factor=1.5)
+    config = open_gguf_file(path).config
+    assert (config.rope_scaling.attention_factor, config.max_positions) == (1.5, 512)

@@ -247,6 +247,37 @@ def test_yarn_without_its_original_context_takes_the_stated_one() -> None:
     assert config.max_positions == 8192
 
 
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize("name", ["longrope", "su"])
+def test_longrope_ends_at_its_original_context(name: str) -> None:
+    document = {**PHI3, "original_max_position_embeddings": 512}
+    config = parse_hf_config("c", {**document, "rope_scaling": {**LONGROPE, "rope_type": name}})
+    assert config.rope_scaling == RopeScaling(
+        "longrope", 4.0, original_max_positions=512, short_factors=(1.5,) * 8,
+        attention_factor=math.sqrt(1 + math.log(4) / math.log(512)),
+    )  # fmt: skip
+    assert config.max_positions == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"short_factor": None}, "short_factor"),
+        ({"short_factor": [1.0] * 7}, "short_factor"),
+        ({"short_factor": [1.0] * 7 + [0.0]}, "short_factor"),
+        ({"short_factor": [1.0] * 7 + [True]}, "short_factor"),
+        ({"long_factor": [1.0] * 7 + ["2"]}, "long_factor"),
+        ({"short_mscale": 1.2}, "short_mscale"),
+    ],
+)
+def test_longrope_fields_are_checked_by_name(changes: dict[str, Any], field: str) -> None:
+    rope = {**LONGROPE, **changes}
+    with pytest.raises(ModelFileError, match=f"rope_scaling: field {field}: "):
+        parse_hf_config("config.json", {**PHI3, "rope_scaling": rope})
+
+
 def test_dynamic_ends_where_its_frequencies_would_change() -> None:
     config = parse(rope_scaling={"rope_type": "dynamic", "factor": 4.0})
     assert (config.rope_scaling, config.max_positions) == (RopeScaling("dynamic", 4.0), 2048)
