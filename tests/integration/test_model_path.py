@@ -96,9 +96,10 @@ async def test_other_families_and_float16(tmp_path: Path, case: str, dtype: str)
     engine, model = engine_of(tmp_path / "model", dtype), prepared(tmp_path / "model", dtype)
     prompts = [prompt(length) for length in LENGTHS]
     expected = await plain_loop(engine, model, prompts, SEEDED)
-    async with Trio(TrioOptions(kv="grpc", engine=engine, model=model)) as trio:
-        outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
-    assert [outcome.ids for outcome in outcomes] == expected
+    for mode, kv in (("disaggregated", "grpc"), ("colocated", "inproc")):
+        async with Trio(TrioOptions(mode=mode, kv=kv, engine=engine, model=model)) as trio:
+            outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
+        assert [outcome.ids for outcome in outcomes] == expected
 
 
 @pytest.mark.parametrize(("block_size", "chunk_tokens"), [(4, 16), (32, 64), (16, 128)])
