@@ -33,21 +33,27 @@ def ledger_lines(timing: RequestTiming) -> list[str]:
             "return": timing.token_return_s,
         }
         lines.append(f"gap to token 2 {_ms(timing.first_gap_s)} ms = {_sum(second)}")
+    cached = timing.prefill_cached_tokens
+    already = f" ({cached} of them cached)" if cached else ""
     lines.append(
-        f"{timing.num_prompt_tokens} prompt and {timing.num_generated_tokens} generated tokens in "
-        f"{timing.total_s:.2f} s, {timing.num_dispatches} dispatch(es)"
+        f"{timing.num_prompt_tokens} prompt{already} and {timing.num_generated_tokens} generated "
+        f"tokens in {timing.total_s:.2f} s, {timing.num_dispatches} dispatch(es)"
     )
     return lines
 
 
 def kv_line(timing: RequestTiming) -> str:
     """What travelled between the workers."""
+    kept = f"{timing.kv_cached_tokens} tokens were there already"
+    if timing.kv_bytes == 0 and timing.kv_cached_tokens:
+        return f"KV: none travelled to {timing.decode_worker}, {kept}"
     if timing.kv_bytes == 0:
         where = timing.decode_worker or timing.prefill_worker or "one worker"
         return f"KV: none, computed and used on {where}"
     return (
         f"KV: {timing.kv_bytes:,} bytes from {timing.prefill_worker} to {timing.decode_worker} "
         f"({timing.kv_tokens} tokens, {timing.kv_transport}, {_ms(timing.kv_transfer_s)} ms)"
+        + (f"; {kept}" if timing.kv_cached_tokens else "")
     )
 
 

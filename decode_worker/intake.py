@@ -20,7 +20,7 @@ from kvtransfer.messages import FinishedAtPrefill
 from pdserve.errors import EngineFailure, FrameCorrupt, PdserveError, TransferError
 from pdserve.log import event_log
 from pdserve.messages import Committed, KvFailed, Tokens
-from pdserve.types import KVLayout, TokenEvent, TransferTicket
+from pdserve.types import TokenEvent, TransferTicket
 
 logger = event_log(__name__)
 
@@ -47,12 +47,10 @@ class Intake:
     def __init__(
         self,
         importer: Importer,
-        layout: KVLayout,
         room: ArrivalRoom,
         owner: LegOwner,
         budget: IntakeBudget,
     ) -> None:
-        self._layout = layout
         self._importer = importer
         self._room = room
         self._owner = owner
@@ -88,13 +86,14 @@ class Intake:
     async def _run(self, leg: DecodeLeg) -> None:
         ticket = leg.submit.ticket
         assert ticket is not None, "a decode leg has a ticket"
+        assert leg.promise is not None, "admitted without a promise"
+        claim = leg.promise.claim
         leases: list[BlockLease] = []
 
         async def make_room(num_tokens: int) -> BlockLease:
+            assert num_tokens == ticket.num_tokens, "room for another ticket"
             leg.state = LegState.LEASING
-            lease = await self._room.lease(
-                self._layout.num_blocks(num_tokens), self._owner.reserve_for_arrivals()
-            )
+            lease = await self._room.lease(claim, self._owner.reserve_for_arrivals())
             self._owner.keep_promise(leg)
             leg.state = LegState.RECEIVING
             leases.append(lease)
@@ -113,21 +112,20 @@ class Intake:
                 lease.release()
             raise
         else:
-            self._commit(leg, ticket, imported, leases[0])
+            self._commit(leg, ticket, imported, Sequence(leg.attempt, leases[0], claim.chain))
 
     def _commit(
-        self, leg: DecodeLeg, ticket: TransferTicket, imported: ImportedKv, lease: BlockLease
+        self, leg: DecodeLeg, ticket: TransferTicket, imported: ImportedKv, sequence: Sequence
     ) -> None:
         attempt, first = leg.attempt, imported.first_token
         expected = (attempt.num_context_tokens, attempt.first_index)
         if (imported.num_tokens, first.index) != expected:
-            lease.release()
+            sequence.lease.release()
             problem = (
                 f"tokens and first index {imported.num_tokens}, {first.index} instead of {expected}"
             )
             self._report_failure(leg, ticket, FrameCorrupt(problem))
             return
-        sequence = Sequence(attempt, lease)
         sequence.num_computed = imported.num_tokens
         sequence.append(first.token_id)
         token = TokenEvent(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from decode_worker.parking import ParkedKv
+from decode_worker.room import Promise
 from engine.sequence import Sequence
 from pdserve.messages import Submit
 from pdserve.roles import EventSink
@@ -41,7 +42,7 @@ class DecodeLeg:
     sink: EventSink
     order: int  # admission number: lower is older
     state: LegState
-    promised_blocks: int = 0  # admitted but not leased yet
+    promise: Promise | None = None  # of blocks: admitted but not leased yet
     sequence: Sequence | None = None
     parked: ParkedKv | None = None
     task: asyncio.Task[None] | None = None
@@ -50,6 +51,7 @@ class DecodeLeg:
     ready_s: float = 0.0  # committed, or first token sampled: waiting for its first decode step
     reported_timing: bool = False
     sent_first_token: bool = field(default=False)
+    num_cached_tokens: int = 0  # of the context, computed before this leg came (colocated)
 
     @property
     def attempt(self) -> Attempt:

@@ -30,6 +30,7 @@ def copy_out(buffers: BlockBuffers, lease: BlockLease, num_computed: int) -> Par
 
 
 def copy_in(buffers: BlockBuffers, lease: BlockLease, parked: ParkedKv) -> None:
-    """Copy parked KV into the first blocks of ``lease``."""
+    """Copy parked KV into the first blocks of ``lease``, but for those that came with it."""
     for i, block in enumerate(parked.blocks):
-        buffers.view(lease.block_at(i))[:] = block
+        if i >= lease.num_cached:
+            buffers.view(lease.block_at(i))[:] = block

@@ -12,6 +12,7 @@ from decode_worker.leg import DecodeLeg, LegState
 from decode_worker.parking import copy_in, copy_out
 from decode_worker.scheduler import SequenceView, Snapshot, StepDecision, plan_step
 from engine.block_pool import BlockBuffers, BlockPool
+from engine.prefix_cache import PrefixCache
 from engine.step import StepRow
 from pdserve.log import event_log
 
@@ -29,6 +30,7 @@ class StepAssembler:
         self,
         buffers: BlockBuffers,
         pool: BlockPool,
+        cache: PrefixCache,
         *,
         chunk_tokens: int,
         step_tokens: int,
@@ -36,6 +38,7 @@ class StepAssembler:
     ) -> None:
         self._buffers = buffers
         self._pool = pool
+        self._cache = cache
         self._chunk_tokens = chunk_tokens
         self._step_tokens = step_tokens
         self._copies = copies and buffers.copier is None
@@ -68,6 +71,7 @@ class StepAssembler:
         views: dict[LegState, list[SequenceView]] = {
             LegState.RUNNING: [], LegState.PREFILLING: [], LegState.PARKED: [],
         }  # fmt: skip
+        may_park = self._pool.num_free < len(owned)  # a step takes at most a block for each
         for leg in owned:
             sequence = leg.held
             parked = leg.state is LegState.PARKED
@@ -77,6 +81,7 @@ class StepAssembler:
                     len(sequence.token_ids),
                     sequence.num_computed,
                     0 if parked else sequence.lease.num_blocks,
+                    sequence.lease.num_shared if may_park and not parked else 0,
                 )
             )
         return Snapshot(
@@ -119,8 +124,7 @@ class StepAssembler:
 
     def _restore(self, leg: DecodeLeg) -> None:
         sequence = leg.held
-        num_blocks = self._buffers.layout.num_blocks(len(sequence.token_ids))
-        lease = self._pool.lease(num_blocks)
+        lease = self._cache.claim_again(sequence).take()
         assert lease is not None, "the scheduler restored without room"
         sequence.lease = lease
         if leg.parked is not None:
@@ -128,6 +132,7 @@ class StepAssembler:
             leg.parked = None
             leg.state = LegState.RUNNING
         else:
+            sequence.num_computed = self._cache.num_cached_tokens(lease)
             leg.state = LegState.PREFILLING
         logger.info("restored", request=leg.request_id)
 

@@ -36,7 +36,9 @@ def report_tokens(
         started_s = leg.started_s if leg.started_s is not None else timing.started_s
         leg.sent_first_token = True
         leg.ready_s = timing.ended_s
-        prefill = PrefillTiming(started_s - leg.submitted_s, timing.ended_s - started_s)
+        prefill = PrefillTiming(
+            started_s - leg.submitted_s, timing.ended_s - started_s, leg.num_cached_tokens
+        )
         leg.sink.emit(FirstToken(token, prefill))
         return finish
     decode = None

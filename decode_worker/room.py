@@ -3,7 +3,9 @@
 The worker's own counter is the authority over all routers: a leg is admitted only if the blocks
 of its context are neither leased nor promised to somebody else. Promised blocks may still be used
 up by running sequences that grow (they go first); then the arriving one waits here, which cannot
-deadlock since everybody older can finish without it (docs/protocol.md 4).
+deadlock since everybody older can finish without it (docs/protocol.md 4). The same holds for blocks
+whose content an arriving context shares: it holds them from its admission on, but not against those
+who are here (``make_way``).
 """
 
 from __future__ import annotations
@@ -13,11 +15,21 @@ from collections import deque
 from dataclasses import dataclass
 
 from engine.block_pool import BlockLease, BlockPool
+from engine.prefix_cache import ContextClaim
+
+
+@dataclass(slots=True, eq=False)
+class Promise:
+    """Blocks that an admitted context will need: of its claim, and ``num_extra`` for growth."""
+
+    claim: ContextClaim
+    num_extra: int
+    num_blocks: int = 0  # counted as promised: what the claim does not hold yet, and the extra
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiter:
-    num_blocks: int
+    claim: ContextClaim
     granted: asyncio.Future[BlockLease]
 
 
@@ -27,7 +39,11 @@ class ArrivalRoom:
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._waiters: deque[_Waiter] = deque()
-        self.promised_blocks = 0
+        self._promises: set[Promise] = set()
+
+    @property
+    def promised_blocks(self) -> int:
+        return sum(promise.num_blocks for promise in self._promises)
 
     @property
     def num_waiting(self) -> int:
@@ -37,25 +53,39 @@ class ArrivalRoom:
         """Blocks that may be promised while ``reserve`` stay free for those already here."""
         return self._pool.num_free - self.promised_blocks - reserve
 
-    def promise(self, num_blocks: int) -> None:
-        self.promised_blocks += num_blocks
+    def promise(self, claim: ContextClaim, num_extra: int = 0) -> Promise:
+        """Hold what the claim shares, promise the rest of its blocks and ``num_extra`` more."""
+        claim.hold()
+        promise = Promise(claim, num_extra, claim.num_needed + num_extra)
+        self._promises.add(promise)
+        return promise
 
-    def take_back(self, num_blocks: int) -> None:
+    def take_back(self, promise: Promise) -> None:
         """A promise ends: it became a lease, or its leg ended."""
-        assert num_blocks <= self.promised_blocks, "promise taken back twice"
-        self.promised_blocks -= num_blocks
+        assert promise in self._promises, "promise taken back twice"
+        self._promises.remove(promise)
+        promise.claim.let_go()
 
-    async def lease(self, num_blocks: int, reserve: int) -> BlockLease:
+    def make_way(self, reserve: int) -> None:
+        """With fewer than ``reserve`` free, nobody who arrives holds anything: all is promised."""
+        if self._pool.num_free >= reserve:
+            return
+        for promise in self._promises:
+            if promise.claim.is_holding:
+                promise.claim.let_go()
+                promise.num_blocks = promise.claim.num_blocks + promise.num_extra
+
+    async def lease(self, claim: ContextClaim, reserve: int) -> BlockLease:
         """All blocks of a context, at once or when ``serve`` finds them free.
 
         Cancelling the wait leaves nothing behind.
         """
         if not self._waiters:
-            lease = self._take(num_blocks, reserve)
+            lease = self._take(claim, reserve)
             if lease is not None:
                 return lease
         granted: asyncio.Future[BlockLease] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(num_blocks, granted)
+        waiter = _Waiter(claim, granted)
         self._waiters.append(waiter)
         try:
             return await granted
@@ -70,14 +100,14 @@ class ArrivalRoom:
         """Hand blocks to those waiting, first come first served; called when blocks came back."""
         while self._waiters:
             waiter = self._waiters[0]
-            lease = self._take(waiter.num_blocks, reserve)
+            lease = self._take(waiter.claim, reserve)
             if lease is None:
                 return
             self._waiters.popleft()
             waiter.granted.set_result(lease)
             reserve += 1
 
-    def _take(self, num_blocks: int, reserve: int) -> BlockLease | None:
-        if num_blocks + reserve > self._pool.num_free:
+    def _take(self, claim: ContextClaim, reserve: int) -> BlockLease | None:
+        if claim.num_needed + reserve > self._pool.num_free:
             return None
-        return self._pool.lease(num_blocks)
+        return claim.take()

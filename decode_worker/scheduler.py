@@ -25,6 +25,7 @@ class SequenceView:
     num_tokens: int  # known tokens: every one needs a slot before the step that computes it
     num_computed: int
     num_blocks: int  # leased now; 0 while parked
+    num_shared: int = 0  # of those, held by others too: parking does not free them
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,10 @@ def _make_growth_room(
         while missing > free and waiting:
             victim = waiting.pop()  # youngest
             parked.append(victim.order)
-            free += victim.num_blocks
+            free += victim.num_blocks - victim.num_shared
         if missing > free:
             parked.append(view.order)
-            free += view.num_blocks
+            free += view.num_blocks - view.num_shared
             continue
         if missing > 0:
             free -= missing

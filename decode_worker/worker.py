@@ -20,6 +20,7 @@ from decode_worker.reporting import report_tokens
 from decode_worker.room import ArrivalRoom
 from engine.block_pool import BlockPool
 from engine.loop import EngineLoop, StepTiming
+from engine.prefix_cache import ContextClaim, build_prefix_cache
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow, StepRunner
 from kvtransfer.importer import Importer
@@ -66,11 +67,15 @@ class DecodeWorker:
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self._cache = build_prefix_cache(
+            pool, runner.layout.block_size, hello.model_fingerprint,
+            enabled=config.engine.prefix_cache == "on",
+        )  # fmt: skip
         self._room = ArrivalRoom(pool)
         budget = IntakeBudget(config.transfer.intake_bytes_per_step)
-        self._intake = Intake(importer, runner.layout, self._room, self, budget)
+        self._intake = Intake(importer, self._room, self, budget)
         self._assembler = StepAssembler(
-            runner.buffers, pool, chunk_tokens=config.engine.chunk_tokens,
+            runner.buffers, pool, self._cache, chunk_tokens=config.engine.chunk_tokens,
             step_tokens=config.step_tokens, copies=config.parking == "copy",
         )  # fmt: skip
         self.loop = EngineLoop(runner, self, clock)
@@ -89,10 +94,11 @@ class DecodeWorker:
                 self._refuse(submit, sink)
                 return
             self.end(known)
-        if not self._has_room(submit):
+        claim = self._claim(submit)
+        if not self._has_room(submit, claim):
             self._refuse(submit, sink)
             return
-        self._admit(submit, sink)
+        self._admit(submit, claim, sink)
 
     def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
         leg = self._legs.get(request_id)
@@ -115,6 +121,7 @@ class DecodeWorker:
             step_age_s=self.loop.step_age_s,
             total_blocks=self._pool.num_blocks,
             free_blocks=self._pool.num_free,
+            cached_blocks=self._pool.num_stored,
             reserved_blocks=self._room.promised_blocks + self._reserve(),
             num_queued=len(waiting) + len(prefilling),
             queued_tokens=sum(leg.held.num_uncomputed for leg in prefilling),
@@ -153,6 +160,7 @@ class DecodeWorker:
 
     def plan(self) -> list[StepRow]:
         owned = [leg for leg in self._legs.values() if leg.state in OWNED]
+        self._room.make_way(self._reserve())
         rows = self._assembler.assemble(owned)
         self._room.serve(self.reserve_for_arrivals())
         self._intake.set_idle(not rows)
@@ -175,6 +183,9 @@ class DecodeWorker:
 
     def step_failed(self, rows: SequenceOf[StepRow], error: PdserveError) -> None:
         for row in rows:
+            self._cache.forget(row.sequence)  # a second try must not start from it
+        self._room.make_way(self._pool.num_blocks + 1)  # nor hold what is forgotten now
+        for row in rows:
             leg = self._legs.get(row.sequence.request_id)
             if leg is not None and leg.sequence is row.sequence:
                 self.fail(leg, error.code, str(error))
@@ -185,6 +196,7 @@ class DecodeWorker:
 
     def committed(self, leg: DecodeLeg, sequence: Sequence) -> None:
         """Verified KV is here; the next step may run it."""
+        self._cache.computed(sequence)
         leg.sequence = sequence
         leg.state = LegState.COMMITTED
         leg.ready_s = self._clock.now()
@@ -215,8 +227,9 @@ class DecodeWorker:
 
     def keep_promise(self, leg: DecodeLeg) -> None:
         """The promise became a lease, or is not needed any more."""
-        self._room.take_back(leg.promised_blocks)
-        leg.promised_blocks = 0
+        if leg.promise is not None:
+            self._room.take_back(leg.promise)
+            leg.promise = None
 
     def reserve_for_arrivals(self) -> int:
         """Blocks an arriving sequence must leave; everything while a parked one waits."""
@@ -241,10 +254,21 @@ class DecodeWorker:
         request_id = submit.attempt.request.request_id
         sink.emit(Busy(request_id, submit.attempt.epoch, submit.leg, free))
 
-    def _has_room(self, submit: Submit) -> bool:
+    def _claim(self, submit: Submit) -> ContextClaim:
+        """A prompt computed here samples from its last token, which is therefore never cached."""
+        attempt, ticket = submit.attempt, submit.ticket
+        num_tokens = attempt.num_context_tokens if ticket is None else ticket.num_tokens
+        return self._cache.claim(attempt, num_tokens, num_tokens - (ticket is None))
+
+    def _num_extra(self, claim: ContextClaim, submit: Submit) -> int:
+        """Blocks beyond the context's own that its first generated token needs: none or one."""
+        num_blocks = self._layout.num_blocks(submit.attempt.num_context_tokens + 1)
+        return max(0, num_blocks - claim.num_blocks)
+
+    def _has_room(self, submit: Submit, claim: ContextClaim) -> bool:
         if self._draining or len(self._legs) >= self._max_running:
             return False
-        need = self._layout.num_blocks(submit.attempt.num_context_tokens + 1)
+        need = claim.num_needed + self._num_extra(claim, submit)
         return need <= self._room.unpromised_blocks(self._reserve())
 
     def _reserve(self) -> int:
@@ -257,7 +281,7 @@ class DecodeWorker:
                 reserve += -(-len(leg.held.token_ids) // block_size) if parked else 1
         return reserve
 
-    def _admit(self, submit: Submit, sink: EventSink) -> None:
+    def _admit(self, submit: Submit, claim: ContextClaim, sink: EventSink) -> None:
         attempt = submit.attempt
         leg = DecodeLeg(
             submit, sink, self._next_order, LegState.OPENING, submitted_s=self._clock.now()
@@ -270,14 +294,15 @@ class DecodeWorker:
             error = EngineFailure(f"{attempt.max_total_tokens} tokens can never fit this worker")
             self.fail(leg, error.code, str(error))
         elif leg.kind is Leg.COLOCATED:
-            lease = self._pool.lease(self._layout.num_blocks(attempt.num_context_tokens))
+            lease = claim.take()
             assert lease is not None, "admitted without room"
-            leg.sequence = Sequence(attempt, lease)
+            leg.sequence = Sequence(attempt, lease, claim.chain)
+            leg.num_cached_tokens = self._cache.num_cached_tokens(lease)
+            leg.sequence.num_computed = leg.num_cached_tokens
             leg.state = LegState.PREFILLING
             self.loop.wake()
         else:
-            leg.promised_blocks = self._layout.num_blocks(attempt.num_context_tokens + 1)
-            self._room.promise(leg.promised_blocks)
+            leg.promise = self._room.promise(claim, self._num_extra(claim, submit))
             self._intake.begin(leg)
 
     def _advance(
@@ -285,6 +310,7 @@ class DecodeWorker:
     ) -> None:
         sequence = row.sequence
         sequence.num_computed = row.end
+        self._cache.computed(sequence)
         if leg.started_s is None:
             leg.started_s = timing.started_s
         if result is None:

@@ -42,6 +42,11 @@ class EngineConfig:
     chunk_tokens: Annotated[
         int, Option("prefill chunk, a multiple of the block size", unit="tokens", low=1)
     ] = 256
+    prefix_cache: Annotated[
+        str,
+        Option("keep the KV of sequences that ended for later ones that begin the same",
+               choices=("on", "off")),
+    ] = "on"  # fmt: skip
     fake_prefill_us: Annotated[
         float, Option("fake engine: time for each prompt token", unit="µs", low=0)
     ] = 20.0

@@ -10,17 +10,20 @@ Owned by the event loop thread; a running step only reads it. Not covered: how t
 from __future__ import annotations
 
 from engine.block_pool import BlockLease
+from engine.prefix_keys import KeyChain
 from pdserve.types import Attempt, FinishReason, RequestId, SamplingParams
 
 
 class Sequence:
     """Token ids, KV blocks and progress of one attempt."""
 
-    __slots__ = ("attempt", "lease", "num_computed", "num_prompt", "token_ids")
+    __slots__ = ("attempt", "chain", "lease", "num_computed", "num_prompt", "token_ids")
 
-    def __init__(self, attempt: Attempt, lease: BlockLease) -> None:
+    def __init__(self, attempt: Attempt, lease: BlockLease, chain: KeyChain | None = None) -> None:
+        """``chain`` names the content of its full blocks; None: they are not shared."""
         self.attempt = attempt
         self.lease = lease
+        self.chain = chain
         self.token_ids: list[int] = list(attempt.context_ids)
         self.num_prompt = len(attempt.request.prompt_ids)
         self.num_computed = 0

@@ -1,7 +1,7 @@
 """The reader's end of the road: redeem a ticket, get verified KV in own blocks.
 
 Knows neither requests nor the pool: room comes from the caller, who alone decides who gets blocks.
-Never retries. Not covered: reading only what is missing (a prefix already in own blocks).
+Never retries.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Importer:
     ) -> ImportedKv:
         """Read the KV of a ticket within ``ticket.expires_in_s``.
 
+        What the first blocks of the lease hold already (``num_cached``) is not read again.
         ``make_room(num_tokens)`` is awaited once the holder is ready; it may wait, and is cancelled
         when the read ends before it returns. On success the lease is the caller's; on any failure
         and on cancellation it has been released, no copy into it runs, and the connection is

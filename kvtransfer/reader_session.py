@@ -2,6 +2,8 @@
 
     Open -> Ready -> room for all blocks -> Accept -> Frame ... -> Commit -> verified
 
+What the reader's first blocks hold already (``Lease.num_cached``) is not sent.
+
 Every frame is copied into the reader's own blocks and checked on that copy, so what was verified
 is what will be used (block_bytes.py says what that means on a device). Ends in ``ImportedKv`` or an
 error; the Ack or Nack is the importer's.
@@ -76,7 +78,8 @@ class ReaderSession:
         self._clock = clock
         self._lease: Lease | None = None
         self._receiving: asyncio.Task[bytes] | None = None
-        self._position = 0  # tokens received, from the start
+        self._num_cached = 0  # tokens that were here before the read
+        self._position = 0  # tokens that are here, from the start
         self._credit_bytes = 0  # what the holder may still send
         self._num_bytes = 0
         self._digest = ReadDigest()
@@ -148,11 +151,14 @@ class ReaderSession:
         self._waits_for_peer = True
         wanted = self._buffers.layout.num_blocks(self._ticket.num_tokens)
         assert self._lease.num_blocks >= wanted, "make_room gave too few blocks"
+        cached = self._lease.num_cached * self._buffers.layout.block_size
+        assert cached <= self._ticket.num_tokens, "make_room gave more than there is"
+        self._num_cached = self._position = cached
         return self._lease
 
     async def _accept(self) -> None:
         self._credit_bytes = max(self._config.credit_bytes, self._buffers.layout.block_bytes)
-        await self._send(Accept(0, self._credit_bytes))
+        await self._send(Accept(self._position, self._credit_bytes))
 
     async def _receive_frames(self, lease: Lease, intake: IntakeBudget) -> Commit:
         while True:
@@ -231,7 +237,13 @@ class ReaderSession:
     def _timing(self, transport: str) -> KvTiming:
         now = self._clock.now()
         started_s = now if self._first_frame_s is None else self._first_frame_s
-        return KvTiming(transport, self._ticket.num_tokens, self._num_bytes, now - started_s)
+        return KvTiming(
+            transport,
+            self._position - self._num_cached,
+            self._num_bytes,
+            now - started_s,
+            self._num_cached,
+        )
 
     async def _send(self, message: KvMessage) -> None:
         try:

@@ -60,6 +60,10 @@ class Lease(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
+    @property
+    def num_cached(self) -> int:
+        """Leading blocks that hold their KV already and are not to be written."""
+
     def block_at(self, position: int) -> int: ...
 
     def pin(self) -> None: ...

@@ -111,6 +111,16 @@ class _RequestSeries:
             "pdserve_cancellations", "Requests cancelled by their client", registry=registry
         )
         self.prompt_tokens = Counter("pdserve_prompt_tokens", "Prompt tokens", registry=registry)
+        self.cached_prompt_tokens = Counter(
+            "pdserve_cached_prompt_tokens",
+            "Prompt tokens whose KV a prefill (or colocated) worker had already",
+            registry=registry,
+        )
+        self.cached_kv_tokens = Counter(
+            "pdserve_cached_kv_tokens",
+            "Context tokens whose KV a decode worker had already, so that it did not travel",
+            registry=registry,
+        )
         self.generated_tokens = Counter(
             "pdserve_generated_tokens", "Generated tokens", registry=registry
         )
@@ -139,13 +149,15 @@ class _RequestSeries:
         self.redispatches.inc(max(0, timing.num_dispatches - 1))
         self.prompt_tokens.inc(timing.num_prompt_tokens)
         self.generated_tokens.inc(timing.num_generated_tokens)
+        self.cached_prompt_tokens.inc(timing.prefill_cached_tokens)
+        self.cached_kv_tokens.inc(timing.kv_cached_tokens)
 
     def observe_ledger(self, timing: RequestTiming) -> None:
         self._ledger["ttft"].observe(timing.ttft_s)
         self._ledger["total"].observe(timing.total_s)
         self._ledger["queue"].observe(timing.queue_s)
         self._ledger["prefill"].observe(timing.prefill_compute_s)
-        if timing.kv_tokens:  # nothing moved: colocated, or one token only
+        if timing.kv_tokens or timing.kv_cached_tokens:  # else colocated, or one token only
             self._ledger["kv_transfer"].observe(timing.kv_transfer_s)
             self._ledger["kv_exposed"].observe(timing.kv_exposed_s)
             self._ledger["decode_queue"].observe(timing.decode_queue_s)
@@ -176,7 +188,7 @@ class _WorkerSeries:
         self._workers = Gauge("pdserve_workers", "Workers by role", ["role"], registry=registry)
         self._blocks = Gauge(
             "pdserve_worker_blocks",
-            "KV blocks of a worker: free, reserved (promised), total",
+            "KV blocks of a worker: free, reserved (promised), cached (held or free), total",
             ["worker", "role", "state"],
             registry=registry,
         )
@@ -205,6 +217,7 @@ class _WorkerSeries:
         status, labels = row.status, (row.worker_id, row.role.value)
         self._blocks.labels(*labels, "free").set(status.free_blocks)
         self._blocks.labels(*labels, "reserved").set(status.reserved_blocks)
+        self._blocks.labels(*labels, "cached").set(status.cached_blocks)
         self._blocks.labels(*labels, "total").set(status.total_blocks)
         self._requests.labels(*labels, "running").set(status.num_running)
         self._requests.labels(*labels, "waiting").set(status.num_queued)

@@ -72,6 +72,7 @@ class GenerateJob:
     request_id: str = ""  # "": the service makes one up
     priority: int = 0
     timeout_s: float | None = None
+    cache_salt: str = ""  # prefixes are shared between requests of one salt only
 
     def __post_init__(self) -> None:
         given = [each is not None for each in (self.prompt, self.prompt_ids, self.messages)]
@@ -101,6 +102,7 @@ class SampledToken:
 class Usage:
     num_prompt_tokens: int
     num_completion_tokens: int
+    num_cached_tokens: int = 0  # of the prompt, not computed again
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ WorkerId = NewType("WorkerId", str)
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024
+MAX_CACHE_SALT_CHARS = 256
 
 
 class Role(StrEnum):
@@ -98,6 +99,7 @@ class Request:
 
     ``deadline_s`` is on the clock of the process that holds the value (``Clock.now``); the codec
     turns it into time left and back. ``None`` means no deadline. Lower ``priority`` goes first.
+    KV is shared between requests of one ``cache_salt`` only.
     """
 
     request_id: RequestId
@@ -105,10 +107,13 @@ class Request:
     sampling: SamplingParams
     priority: int = 0
     deadline_s: float | None = None
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.request_id or len(self.request_id) > 128:
             raise InvalidRequest("request_id", "1 to 128 characters")
+        if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
+            raise InvalidRequest("cache_salt", f"at most {MAX_CACHE_SALT_CHARS} characters")
         if not self.prompt_ids:
             raise InvalidRequest("prompt", "must hold at least one token")
 
@@ -252,6 +257,7 @@ class WorkerStatus:
     exported_tokens: int = 0
     draining: bool = False
     last_submit_seq: int = 0  # highest Submit number seen in this session
+    cached_blocks: int = 0  # whose content a later prompt may start from; held or free
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +275,7 @@ class WorkerLimits:
 class PrefillTiming:
     queue_s: float = 0.0  # submit received -> first chunk starts
     compute_s: float = 0.0  # first chunk starts -> first token sampled
+    num_cached_tokens: int = 0  # of the context, that the prefix cache had
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +283,10 @@ class KvTiming:
     """Measured by the decode worker, on its clock."""
 
     transport: str = ""
-    num_tokens: int = 0
+    num_tokens: int = 0  # that came over
     num_bytes: int = 0
     transfer_s: float = 0.0  # first frame received -> commit verified
+    num_cached_tokens: int = 0  # of the context, that the decode worker had already
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +324,8 @@ class RequestTiming:
     num_dispatches: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
+    prefill_cached_tokens: int = 0  # of the prompt, not computed again for the first token
+    kv_cached_tokens: int = 0  # of the context, that the decode worker had already
 
     @property
     def ttft_s(self) -> float:

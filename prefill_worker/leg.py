@@ -45,6 +45,7 @@ class PrefillLeg:
     started_s: float | None = None  # first chunk
     first_token: FirstToken | None = None
     watch: asyncio.Task[None] | None = None
+    num_cached_tokens: int = 0  # of the context, computed before this leg came
 
     @property
     def attempt(self) -> Attempt:
@@ -77,7 +78,9 @@ class PrefillLeg:
     def record_first_token(self, token: TokenEvent, ended_s: float) -> FirstToken:
         """The report of the first token; kept to be repeated to a later epoch."""
         assert self.started_s is not None, "a token without a chunk"
-        timing = PrefillTiming(self.started_s - self.submitted_s, ended_s - self.started_s)
+        timing = PrefillTiming(
+            self.started_s - self.submitted_s, ended_s - self.started_s, self.num_cached_tokens
+        )
         self.first_token = FirstToken(token, timing)
         return self.first_token
 

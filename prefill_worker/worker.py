@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from engine.block_pool import BlockPool
 from engine.loop import EngineLoop, StepTiming
+from engine.prefix_cache import build_prefix_cache
 from engine.sequence import Sequence, finish_reason
 from engine.step import SampledToken, StepRow, StepRunner
 from kvtransfer.exporter import Export, Exporter, ExportOutcome
@@ -58,9 +59,12 @@ class PrefillWorker:
         self._chunk_tokens = config.engine.chunk_tokens
         self._step_tokens = config.step_tokens or config.engine.chunk_tokens
         self._open_timeout_s = config.transfer.open_timeout_s
-        self._layout = runner.layout
         self._eos_token_ids = runner.eos_token_ids
         self._pool = pool
+        self._cache = build_prefix_cache(
+            pool, runner.layout.block_size, hello.model_fingerprint,
+            enabled=config.engine.prefix_cache == "on",
+        )  # fmt: skip
         self._exporter = exporter
         self._clock = clock
         self._legs: dict[RequestId, PrefillLeg] = {}
@@ -103,6 +107,7 @@ class PrefillWorker:
             step_age_s=self.loop.step_age_s,
             total_blocks=self._pool.num_blocks,
             free_blocks=self._pool.num_free,
+            cached_blocks=self._pool.num_stored,
             draining=self._draining,
         )
 
@@ -149,6 +154,8 @@ class PrefillWorker:
 
     def step_failed(self, rows: list[StepRow], error: PdserveError) -> None:
         for row in rows:
+            self._cache.forget(row.sequence)  # a second try must not start from it
+        for row in rows:
             leg = self._computed_by(row)
             if leg is not None:
                 self._fail(leg, error)
@@ -162,6 +169,7 @@ class PrefillWorker:
         self, leg: PrefillLeg, row: StepRow, result: SampledToken | None, timing: StepTiming
     ) -> None:
         leg.sequence.num_computed = row.end
+        self._cache.computed(leg.sequence)
         if leg.started_s is None:
             leg.started_s = timing.started_s
         if leg.export is not None:
@@ -197,14 +205,19 @@ class PrefillWorker:
 
     def _admit_or_refuse(self, submit: Submit, sink: EventSink) -> None:
         fault = find_fault(submit, self.hello)
-        num_blocks = 0 if fault else self._layout.num_blocks(submit.attempt.num_context_tokens)
-        lease = None if self._draining else self._pool.lease(num_blocks)
+        num_tokens = 0 if fault else submit.attempt.num_context_tokens
+        claim = self._cache.claim(submit.attempt, num_tokens, num_tokens - 1)
+        lease = None if self._draining else claim.take()
         if lease is None:
             self._refuse(submit, sink)
             return
-        sequence = Sequence(submit.attempt, lease)
+        sequence = Sequence(submit.attempt, lease, claim.chain)
+        sequence.num_computed = self._cache.num_cached_tokens(lease)
         state = LegState.QUEUED if submit.ticket is None else LegState.WAITING
-        leg = PrefillLeg(submit, sink, self._num_admitted, sequence, state, self._clock.now())
+        leg = PrefillLeg(
+            submit, sink, self._num_admitted, sequence, state, self._clock.now(),
+            num_cached_tokens=sequence.num_computed,
+        )  # fmt: skip
         self._num_admitted += 1
         self._enter(leg)
         if fault is not None:
@@ -212,7 +225,9 @@ class PrefillWorker:
         elif submit.ticket is None:
             self.loop.wake()
         else:
-            export = self._exporter.offer(submit.ticket, lease, submit.attempt.num_context_tokens)
+            export = self._exporter.offer(submit.ticket, lease, num_tokens)
+            if sequence.num_computed:
+                export.advance(sequence.num_computed)
             self._watch(leg, export)
 
     def _rearm(self, old: PrefillLeg, submit: Submit) -> bool:

@@ -51,8 +51,9 @@ __all__ = [
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate``; what is left out is left to the service.
 
-    ``timeout_s`` in seconds; ``messages`` are ChatMessage or mappings with "role" and "content";
-    the rest as in SamplingOptions.
+    ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
+    ``messages`` are ChatMessage or mappings with "role" and "content"; the rest as in
+    SamplingOptions.
     """
 
     prompt_ids: Sequence[int]
@@ -62,6 +63,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     priority: int
     timeout_s: float
+    cache_salt: str
     max_tokens: int
     min_tokens: int
     temperature: float
@@ -154,6 +156,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         request_id=options.get("request_id", ""),
         priority=options.get("priority", 0),
         timeout_s=options.get("timeout_s"),
+        cache_salt=options.get("cache_salt", ""),
     )
 
 

@@ -59,7 +59,9 @@ class TextStream:
         usage = None
         if delta.finish_reason is not None:
             usage = Usage(
-                self._generation.num_prompt_tokens, self._generation.num_completion_tokens
+                self._generation.num_prompt_tokens,
+                self._generation.num_completion_tokens,
+                self._generation.num_cached_tokens,
             )
         return GenerateDelta(
             text=delta.text,
@@ -115,6 +117,7 @@ def _text_job(job: GenerateJob) -> TextJob:
         priority=job.priority,
         timeout_s=job.timeout_s,
         request_id=RequestId(job.request_id),
+        cache_salt=job.cache_salt,
     )
 
 

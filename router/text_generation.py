@@ -142,6 +142,7 @@ class TextService:
             sampling=sampling,
             priority=job.priority,
             deadline_s=None if job.timeout_s is None else started_s + job.timeout_s,
+            cache_salt=job.cache_salt,
         )
 
 
@@ -203,6 +204,11 @@ class TextGeneration:
     def num_completion_tokens(self) -> int:
         """Tokens so far, up to and including the one that completed a stop string."""
         return self._num_completion_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that were not computed again; known with the first token."""
+        return self._tokens.timing.prefill_cached_tokens
 
     def cancel(self, reason: str) -> None:
         """Stop it everywhere; who still reads gets RequestCancelled. Idempotent."""

@@ -66,6 +66,7 @@ class TextJob:
     timeout_s: float | None = None
     request_id: RequestId = RequestId("")
     prompt_index: int | None = None
+    cache_salt: str = ""
 
     @property
     def prompt_field(self) -> str:

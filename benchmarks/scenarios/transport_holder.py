@@ -50,6 +50,7 @@ class WholeMemory:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_cached = 0
 
     @property
     def block_ids(self) -> tuple[int, ...]:

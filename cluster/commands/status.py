@@ -24,8 +24,8 @@ def run_status(argv: Sequence[str]) -> int:
 
 
 _COLUMNS = (
-    "worker", "role", "free/total blocks", "reserved", "queued", "running", "parked", "exported",
-    "steps", "device",
+    "worker", "role", "free/total blocks", "cached", "reserved", "queued", "running", "parked",
+    "exported", "steps", "device",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def _row(worker: WorkerView) -> tuple[str, ...]:
         worker.worker_id + (" (draining)" if worker.draining else ""),
         worker.role.value,
         f"{status.free_blocks}/{status.total_blocks}",
+        str(status.cached_blocks),
         str(status.reserved_blocks),
         str(status.num_queued),
         str(status.num_running),

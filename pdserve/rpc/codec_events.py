@@ -89,13 +89,19 @@ def _logprobs_from_pb(message: pb.TokenLogprobs) -> TokenLogprobs:
 
 
 def _first_token_to_pb(event: FirstToken) -> session_pb.FirstToken:
-    timing = pb.PrefillTiming(queue_s=event.timing.queue_s, compute_s=event.timing.compute_s)
+    timing = pb.PrefillTiming(
+        queue_s=event.timing.queue_s,
+        compute_s=event.timing.compute_s,
+        num_cached_tokens=event.timing.num_cached_tokens,
+    )
     return session_pb.FirstToken(token=_token_to_pb(event.token), timing=timing)
 
 
 def _first_token_from_pb(message: session_pb.FirstToken) -> FirstToken:
     _require(message, "token", "timing")
-    timing = PrefillTiming(message.timing.queue_s, message.timing.compute_s)
+    timing = PrefillTiming(
+        message.timing.queue_s, message.timing.compute_s, message.timing.num_cached_tokens
+    )
     return FirstToken(_token_from_pb(message.token), timing)
 
 
@@ -127,6 +133,7 @@ def _committed_to_pb(event: Committed) -> session_pb.Committed:
             num_tokens=timing.num_tokens,
             num_bytes=timing.num_bytes,
             transfer_s=timing.transfer_s,
+            num_cached_tokens=timing.num_cached_tokens,
         ),
     )
 
@@ -138,7 +145,13 @@ def _committed_from_pb(message: session_pb.Committed) -> Committed:
         request_id=RequestId(message.request_id),
         ticket_id=TicketId(message.ticket_id),
         epoch=message.epoch,
-        timing=KvTiming(timing.transport, timing.num_tokens, timing.num_bytes, timing.transfer_s),
+        timing=KvTiming(
+            transport=timing.transport,
+            num_tokens=timing.num_tokens,
+            num_bytes=timing.num_bytes,
+            transfer_s=timing.transfer_s,
+            num_cached_tokens=timing.num_cached_tokens,
+        ),
     )
 
 

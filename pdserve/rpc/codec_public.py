@@ -48,6 +48,7 @@ def encode_job(job: GenerateJob) -> pb.GenerateRequest:
             stop=job.stop,
             priority=job.priority,
             timeout_s=job.timeout_s,
+            cache_salt=job.cache_salt,
         )
     except (ValueError, TypeError) as error:
         raise InvalidRequest("request", str(error)) from error
@@ -73,6 +74,7 @@ def decode_job(data: bytes) -> GenerateJob:
         request_id=request_id,
         priority=message.priority,
         timeout_s=timeout_s,
+        cache_salt=message.cache_salt,
     )
 
 
@@ -138,6 +140,7 @@ def encode_delta(delta: GenerateDelta) -> pb.GenerateResponse:
         else pb.Usage(
             num_prompt_tokens=usage.num_prompt_tokens,
             num_completion_tokens=usage.num_completion_tokens,
+            num_cached_tokens=usage.num_cached_tokens,
         ),
     )
 
@@ -156,7 +159,7 @@ def decode_delta(message: pb.GenerateResponse) -> GenerateDelta:
         finish_reason=values.known(
             values.FINISH_FROM_PB, message.finish_reason, "GenerateResponse.finish_reason"
         ),
-        usage=Usage(usage.num_prompt_tokens, usage.num_completion_tokens)
+        usage=Usage(usage.num_prompt_tokens, usage.num_completion_tokens, usage.num_cached_tokens)
         if message.HasField("usage")
         else None,
     )

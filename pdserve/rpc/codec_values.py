@@ -127,6 +127,7 @@ def attempt_to_pb(attempt: Attempt, clock: Clock) -> pb.Attempt:
             sampling=sampling_to_pb(request.sampling),
             priority=request.priority,
             time_left_s=time_left_s,
+            cache_salt=request.cache_salt,
         ),
         epoch=attempt.epoch,
         forced_ids=attempt.forced_ids,
@@ -148,6 +149,7 @@ def attempt_from_pb(message: pb.Attempt, clock: Clock) -> Attempt:
                 sampling=sampling_from_pb(request.sampling),
                 priority=request.priority,
                 deadline_s=clock.now() + request.time_left_s if has_deadline else None,
+                cache_salt=request.cache_salt,
             ),
             epoch=message.epoch,
             forced_ids=tuple(message.forced_ids),
@@ -252,6 +254,7 @@ def status_to_pb(status: WorkerStatus) -> pb.WorkerStatus:
         exported_tokens=status.exported_tokens,
         draining=status.draining,
         last_submit_seq=status.last_submit_seq,
+        cached_blocks=status.cached_blocks,
     )
 
 
@@ -271,4 +274,5 @@ def status_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
         exported_tokens=message.exported_tokens,
         draining=message.draining,
         last_submit_seq=message.last_submit_seq,
+        cached_blocks=message.cached_blocks,
     )

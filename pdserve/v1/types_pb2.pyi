@@ -77,18 +77,20 @@ class SamplingParams(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_logprobs: _Optional[int] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "sampling", "priority", "time_left_s")
+    __slots__ = ("request_id", "prompt_ids", "sampling", "priority", "time_left_s", "cache_salt")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: SamplingParams
     priority: int
     time_left_s: float
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., time_left_s: _Optional[float] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., time_left_s: _Optional[float] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Attempt(_message.Message):
     __slots__ = ("request", "epoch", "forced_ids")
@@ -179,7 +181,7 @@ class TokenEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("step", "step_age_s", "total_blocks", "free_blocks", "reserved_blocks", "num_queued", "queued_tokens", "num_running", "running_tokens", "num_parked", "num_exported", "exported_tokens", "draining", "last_submit_seq")
+    __slots__ = ("step", "step_age_s", "total_blocks", "free_blocks", "reserved_blocks", "num_queued", "queued_tokens", "num_running", "running_tokens", "num_parked", "num_exported", "exported_tokens", "draining", "last_submit_seq", "cached_blocks")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +196,7 @@ class WorkerStatus(_message.Message):
     EXPORTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     LAST_SUBMIT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     step: int
     step_age_s: float
     total_blocks: int
@@ -208,7 +211,8 @@ class WorkerStatus(_message.Message):
     exported_tokens: int
     draining: bool
     last_submit_seq: int
-    def __init__(self, step: _Optional[int] = ..., step_age_s: _Optional[float] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., num_queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., running_tokens: _Optional[int] = ..., num_parked: _Optional[int] = ..., num_exported: _Optional[int] = ..., exported_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., last_submit_seq: _Optional[int] = ...) -> None: ...
+    cached_blocks: int
+    def __init__(self, step: _Optional[int] = ..., step_age_s: _Optional[float] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., num_queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., running_tokens: _Optional[int] = ..., num_parked: _Optional[int] = ..., num_exported: _Optional[int] = ..., exported_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., last_submit_seq: _Optional[int] = ..., cached_blocks: _Optional[int] = ...) -> None: ...
 
 class WorkerLimits(_message.Message):
     __slots__ = ("max_model_len", "total_blocks", "chunk_tokens", "max_running", "vocab_size")
@@ -225,24 +229,28 @@ class WorkerLimits(_message.Message):
     def __init__(self, max_model_len: _Optional[int] = ..., total_blocks: _Optional[int] = ..., chunk_tokens: _Optional[int] = ..., max_running: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
 class PrefillTiming(_message.Message):
-    __slots__ = ("queue_s", "compute_s")
+    __slots__ = ("queue_s", "compute_s", "num_cached_tokens")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     compute_s: float
-    def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ...) -> None: ...
+    num_cached_tokens: int
+    def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class KvTiming(_message.Message):
-    __slots__ = ("transport", "num_tokens", "num_bytes", "transfer_s")
+    __slots__ = ("transport", "num_tokens", "num_bytes", "transfer_s", "num_cached_tokens")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     transport: str
     num_tokens: int
     num_bytes: int
     transfer_s: float
-    def __init__(self, transport: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ...) -> None: ...
+    num_cached_tokens: int
+    def __init__(self, transport: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class DecodeTiming(_message.Message):
     __slots__ = ("queue_s", "first_step_s")

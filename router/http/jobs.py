@@ -95,7 +95,15 @@ def _job(
         priority=body.priority or 0,
         timeout_s=_timeout_s(body.pdserve_timeout_s),
         request_id=request_id,
+        cache_salt=_cache_salt(body.cache_salt),
     )
+
+
+def _cache_salt(salt: str | None) -> str:
+    """An empty one is refused: whoever sends it means to be alone and would not be."""
+    if salt == "":
+        raise InvalidRequest("cache_salt", "must not be empty")
+    return salt or ""
 
 
 def _sampling(body: GenerationRequest, num_logprobs: int | None) -> SamplingParams:

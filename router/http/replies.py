@@ -30,9 +30,10 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
-def usage_of(num_prompt_tokens: int, num_completion_tokens: int) -> Usage:
+def usage_of(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> Usage:
     total = num_prompt_tokens + num_completion_tokens
-    return Usage(num_prompt_tokens, num_completion_tokens, total)
+    details = PromptTokensDetails(num_cached_tokens)
+    return Usage(num_prompt_tokens, num_completion_tokens, total, details)
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

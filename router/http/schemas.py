@@ -70,6 +70,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
+    cache_salt: str | None = None
     pdserve_timing: bool | None = None
     pdserve_timeout_s: float | None = None
     # refused unless they ask for what is done anyway

@@ -63,6 +63,7 @@ class Answer:
             usage_of(
                 sum(generation.num_prompt_tokens for generation in generations),
                 sum(generation.num_completion_tokens for generation in generations),
+                sum(generation.num_cached_tokens for generation in generations),
             )
             if usage
             else None,

@@ -45,7 +45,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "grpc_health": ("pdserve/rpc/*",),
     "grpc_reflection": ("pdserve/rpc/*",),
     "msgpack": ("kvtransfer/*",),
-    "xxhash": ("kvtransfer/*",),
+    "xxhash": ("kvtransfer/*", "engine/prefix_keys.py"),
     "starlette": ("router/http/*",),
     "uvicorn": ("router/http/*",),
     "httptools": ("router/http/*", "cluster/batch/http_client.py"),

@@ -20,10 +20,12 @@ def make_attempt(
     forced_ids: SequenceOf[int] = (),
     priority: int = 0,
     sampling: SamplingParams | None = None,
+    cache_salt: str = "",
 ) -> Attempt:
     request = Request(
-        RequestId(request_id), tuple(prompt_ids), sampling or SamplingParams(), priority
-    )
+        RequestId(request_id), tuple(prompt_ids), sampling or SamplingParams(), priority,
+        cache_salt=cache_salt,
+    )  # fmt: skip
     return Attempt(request, epoch, tuple(forced_ids))
 
 

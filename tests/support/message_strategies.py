@@ -51,6 +51,7 @@ REQUEST = st.builds(
     sampling=SAMPLING,
     priority=st.integers(-(2**63), 2**63 - 1),
     deadline_s=st.none() | FINITE,
+    cache_salt=TEXT,
 )
 
 

@@ -142,17 +142,21 @@ class Trio:
         sampling: SamplingParams,
         *,
         deadline_s: float | None = None,
+        cache_salt: str = "",
     ) -> TokenStream:
         self._num_requests += 1
         if deadline_s is not None:
             deadline_s += self._clock.now()
         request = Request(
-            RequestId(f"r{self._num_requests}"), tuple(prompt_ids), sampling, deadline_s=deadline_s
-        )
+            RequestId(f"r{self._num_requests}"), tuple(prompt_ids), sampling,
+            deadline_s=deadline_s, cache_salt=cache_salt,
+        )  # fmt: skip
         return self.router.start(request)
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Outcome:
-        return await collect(self.start(prompt_ids, sampling))
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, cache_salt: str = ""
+    ) -> Outcome:
+        return await collect(self.start(prompt_ids, sampling, cache_salt=cache_salt))
 
     # --- workers ------------------------------------------------------------------------------
 
