@@ -19,6 +19,7 @@ from cluster.config import (
     ServeConfig,
     StatusConfig,
 )
+from cluster.onray.config import ClusterConfig, RayConfig
 from decode_worker.config import DecodeConfig
 from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
@@ -76,6 +77,8 @@ CATALOGUE: tuple[Section, ...] = (
     Section("process", ProcessConfig, "the process of every role"),
     Section("log", LogConfig, "log lines of every role"),
     Section("batch", BatchConfig, "`pdserve batch`, besides the options of `pdserve serve`"),
+    Section("ray", RayConfig, "`pdserve serve --launcher ray`: the cluster, and places on it"),
+    Section("cluster", ClusterConfig, "`pdserve cluster`"),
     Section("generate", GenerateConfig, "`pdserve generate`"),
     Section("status", StatusConfig, "`pdserve status`"),
     Section("model", ModelConfig, "`pdserve model`"),

@@ -27,8 +27,9 @@ class ServeConfig:
     launcher: Annotated[
         str,
         Option(
-            "local: every role is a process of its own; inproc: all in this one, for tests",
-            choices=("local", "inproc"),
+            "local: every role is a process of its own; ray: every role is an actor on a Ray"
+            " cluster; inproc: all in this process, for tests",
+            choices=("local", "ray", "inproc"),
         ),
     ] = "local"
     devices: Annotated[

@@ -6,6 +6,7 @@ Real parallelism needs processes (local.py); nothing is started again here when 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AsyncExitStack
 
@@ -71,6 +72,11 @@ class InprocService:
 
     def reports(self) -> list[WorkerReady]:
         return [WorkerReady.of(app.hello, os.getpid()) for app in self.workers.values()]
+
+    async def done(self) -> str:
+        """This does not return: the service is this process."""
+        await asyncio.Event().wait()
+        return ""
 
     async def stop(self) -> None:
         """Drain and end everything: the router first, then the workers."""

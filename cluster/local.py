@@ -8,9 +8,8 @@ and lets streams finish), then the workers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from cluster.catalogue import role_variables
 from cluster.child import Say
@@ -20,6 +19,7 @@ from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
 from cluster.spec import ClusterSpec, WorkerSpec
 from cluster.supervisor import Supervisor
+from cluster.tasks import all_or_cancel
 from pdserve.clock import Clock
 from pdserve.config import environment_without
 from pdserve.errors import ProtocolError
@@ -77,8 +77,13 @@ class LocalService:
             grpc_port=report.grpc_port,
             worker_port=report.worker_port,
         )
-        await _all_or_cancel([self._start_worker(worker) for worker in self.workers.values()])
+        await all_or_cancel(self._start_worker(worker) for worker in self.workers.values())
         await wait_serving(self._address.grpc_target, self._plan.serve.start_timeout_s)
+
+    async def done(self) -> str:
+        """A local service needs its launcher until the end: this does not return."""
+        await asyncio.Event().wait()
+        return ""
 
     async def stop(self) -> None:
         """Drain and end everything."""
@@ -109,14 +114,3 @@ class LocalService:
 
     def _worker_command(self, worker: WorkerSpec) -> Callable[[], list[str]]:
         return lambda: worker_command(self._plan, worker, (self.address.worker_target,))
-
-
-async def _all_or_cancel(works: list[Coroutine[Any, Any, None]]) -> None:
-    """All of them; when one fails the others are cancelled and its error is raised as it is."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

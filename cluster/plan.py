@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from cluster.catalogue import check_file
 from cluster.config import ServeConfig
+from cluster.onray.config import RayConfig
 from cluster.spec import ClusterSpec, Host, WorkerGroup, WorkerSpec, plan_cluster
 from decode_worker.config import DecodeConfig
 from engine.config import EngineConfig
@@ -50,6 +51,7 @@ class ServicePlan:
     prefill: PrefillConfig
     decode: DecodeConfig
     role_process: Mapping[str, tuple[ProcessConfig, LogConfig]]  # by "router", "prefill", "decode"
+    ray: RayConfig
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -120,6 +122,7 @@ def service_parser(prog: str, description: str) -> FlagParser:
     )
     parser.add_options("process", ProcessConfig)
     parser.add_options("log", LogConfig)
+    parser.add_options("on a Ray cluster (--launcher ray)", RayConfig)
     return parser
 
 
@@ -144,6 +147,7 @@ def read_plan(sources: Sources) -> ServicePlan:
             )
             for role in _ROLES
         },
+        ray=build_config(RayConfig, "ray", sources),
     )
     _check_agreement(plan)
     _check_router_agrees(plan, sources)
@@ -172,7 +176,11 @@ def resolve_plan(sources: Sources) -> dict[str, tuple[Resolved, ...]]:
     for role, options in found.items():
         found[role] = (*options, *_resolve_of_role(ProcessConfig, role, sources),
                        *_resolve_of_role(LogConfig, role, sources))  # fmt: skip
-    return {"serve": (*serve, *resolve(LogConfig, "serve", sources)), **found}
+    return {
+        "serve": (*serve, *resolve(LogConfig, "serve", sources)),
+        "ray": resolve(RayConfig, "ray", sources),
+        **found,
+    }
 
 
 def _resolve_of_role(cls: type, role: str, sources: Sources) -> tuple[Resolved, ...]:

@@ -23,8 +23,7 @@ from cluster.batch.http_client import ServiceUrl
 from cluster.batch.progress import Progress
 from cluster.batch.sending import LineEnd, Senders
 from cluster.batch.summary import Tally, summary_facts, summary_lines
-from cluster.commands.serve import make_launcher, prepare_once, say
-from cluster.host import inspect_host
+from cluster.commands.serve import launcher_of, say
 from cluster.plan import ServicePlan, read_plan, service_parser
 from pdserve.app import StopSignals, end_with_parent, stop_signals, unless
 from pdserve.clock import MonotonicClock
@@ -96,9 +95,7 @@ class _Batch:
             if url is not None:
                 await self._send_all(url, signals)
                 return
-            spec = self._plan.cluster_spec(inspect_host(with_cuda=self._plan.wants_cuda()))
-            plan = prepare_once(self._plan, self._say)
-            launcher = make_launcher(plan, spec, self._say)
+            launcher = launcher_of(self._plan, self._say)
             stack.push_async_callback(launcher.kill)
             if not await unless(signals.drain, launcher.start()):
                 self._say("stopped before the service was up")

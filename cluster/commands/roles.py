@@ -1,26 +1,23 @@
 """``pdserve router``, ``pdserve prefill``, ``pdserve decode``: one role in this process.
 
-    options -> model -> engine -> app entered -> ready line -> signals -> drain -> app left
-
-The engine is built here and handed to the role: the process owns it, the role borrows it.
+options -> model -> engine -> app entered -> ready line -> signals -> drain -> app left
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import secrets
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import uvloop
 
 from cluster.catalogue import check_file, known_variables
-from cluster.ready import RouterReady, WorkerReady, encode_ready
-from engine.build import build_runner, prepare
-from engine.config import EngineConfig
+from cluster.ready import WorkerReady, encode_ready
+from cluster.role_app import enter_decode, enter_prefill, enter_router
 from pdserve.app import (
     ProcessConfig,
     end_with_parent,
@@ -31,7 +28,6 @@ from pdserve.app import (
 from pdserve.clock import MonotonicClock
 from pdserve.config import unknown_variables
 from pdserve.log import event_log, setup_logging
-from pdserve.messages import Hello
 from pdserve.role_options import RoleOptions, read_role, role_parser
 
 _FAREWELL_S = 3.0  # after a drain, for the last messages to leave
@@ -42,9 +38,6 @@ ConfigT = TypeVar("ConfigT")
 
 
 class WorkerApp(Protocol):
-    @property
-    def hello(self) -> Hello: ...
-
     async def drain(self, grace_s: float) -> None: ...
 
     async def wait_refused(self) -> None: ...
@@ -110,60 +103,34 @@ def _tell_progress(line: str) -> None:
 
 
 async def _serve_router(config: Any, process: ProcessConfig) -> None:
-    from router.app import RouterApp
-
-    engine = EngineConfig(model=config.model, dtype=config.dtype, engine=config.engine)
-    model = prepare(engine, progress=_tell_progress)
-    with stop_signals() as signals:
-        async with RouterApp(config, model, MonotonicClock()) as app:
-            ready = RouterReady(
-                pid=os.getpid(),
-                host=config.listen,
-                http_port=app.http_port,
-                grpc_port=app.grpc_port,
-                worker_port=app.worker_port,
-                model_name=config.served_model_name or model.name,
-            )
-            logger.info(
-                "router_ready",
-                listen=config.listen,
-                http_port=app.http_port,
-                grpc_port=app.grpc_port,
-                worker_port=app.worker_port,
-            )
-            say_ready(process, encode_ready(ready))
-            await serve_until_stopped(app, signals, process.drain_grace_s)
+    async with AsyncExitStack() as stack:
+        app, ready = await enter_router(stack, config, MonotonicClock(), _tell_progress)
+        signals = stack.enter_context(stop_signals())
+        logger.info(
+            "router_ready",
+            listen=config.listen,
+            http_port=app.http_port,
+            grpc_port=app.grpc_port,
+            worker_port=app.worker_port,
+        )
+        say_ready(process, encode_ready(ready))
+        await serve_until_stopped(app, signals, process.drain_grace_s)
 
 
 async def _serve_prefill(config: Any, process: ProcessConfig) -> None:
-    from prefill_worker.app import PrefillApp
-
-    clock = MonotonicClock()
-    model = prepare(config.engine, progress=_tell_progress)
-    runner = build_runner(config.engine, model, clock)
-    try:
-        async with PrefillApp(config, model, runner, clock) as app:
-            await _serve_worker(app, process)
-    finally:
-        await runner.close()
+    async with AsyncExitStack() as stack:
+        app, ready = await enter_prefill(stack, config, MonotonicClock(), _tell_progress)
+        await _serve_worker(app, ready, process)
 
 
 async def _serve_decode(config: Any, process: ProcessConfig) -> None:
-    from decode_worker.app import DecodeApp
-
-    clock = MonotonicClock()
-    model = prepare(config.engine, progress=_tell_progress)
-    runner = build_runner(config.engine, model, clock)
-    try:
-        async with DecodeApp(config, model, runner, clock) as app:
-            await _serve_worker(app, process)
-    finally:
-        await runner.close()
+    async with AsyncExitStack() as stack:
+        app, ready = await enter_decode(stack, config, MonotonicClock(), _tell_progress)
+        await _serve_worker(app, ready, process)
 
 
-async def _serve_worker(app: WorkerApp, process: ProcessConfig) -> None:
+async def _serve_worker(app: WorkerApp, ready: WorkerReady, process: ProcessConfig) -> None:
     """Until a stop, or until no router is left to serve (an error if one refused this worker)."""
-    ready = WorkerReady.of(app.hello, os.getpid())
     logger.info(
         "worker_ready", worker=ready.worker_id, device=ready.device, blocks=ready.num_blocks
     )

@@ -40,6 +40,9 @@ class Launcher(Protocol):
 
     def reports(self) -> list[WorkerReady]: ...
 
+    async def done(self) -> str:
+        """Return, and why, when the service needs this process no more."""
+
 
 def run_serve(argv: Sequence[str]) -> int:
     started_s = time.monotonic()
@@ -47,10 +50,24 @@ def run_serve(argv: Sequence[str]) -> int:
     setup_logging(plan.log)
     end_with_parent(plan.process)
     say = line_sayer(plan.log)
-    spec = plan.cluster_spec(inspect_host(with_cuda=plan.wants_cuda()))
-    plan = prepare_once(plan, say)
+    launcher = launcher_of(plan, say)
     with asyncio.Runner() as runner:
-        return runner.run(_serve(plan, spec, started_s, say))
+        return runner.run(_serve(plan, launcher, started_s, say))
+
+
+def launcher_of(plan: ServicePlan, report: Callable[[str], None]) -> Launcher:
+    """The launcher asked for. On this host, the model is prepared and the cores are divided first;
+    on a cluster, each node prepares the model itself.
+
+    Raises:
+        ConfigError, ModelFileError: the host has too little for it, or the model is unusable.
+    """
+    if plan.serve.launcher == "ray":
+        from cluster.onray.service import RayService
+
+        return RayService(plan, clock=MonotonicClock(), say=report)
+    spec = plan.cluster_spec(inspect_host(with_cuda=plan.wants_cuda()))
+    return make_launcher(prepare_once(plan, report), spec, report)
 
 
 def prepare_once(plan: ServicePlan, report: Callable[[str], None]) -> ServicePlan:
@@ -87,9 +104,8 @@ def make_launcher(plan: ServicePlan, spec: ClusterSpec, report: Callable[[str], 
 
 
 async def _serve(
-    plan: ServicePlan, spec: ClusterSpec, started_s: float, say: Callable[[str], None]
+    plan: ServicePlan, launcher: Launcher, started_s: float, say: Callable[[str], None]
 ) -> int:
-    launcher = make_launcher(plan, spec, say)
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(stop_signals())
         stack.push_async_callback(launcher.kill)
@@ -97,8 +113,12 @@ async def _serve(
             say("stopped before the service was up")
             return 130
         say(_announcement(plan, launcher, started_s))
-        await signals.drain.wait()
-        await _stop(launcher, plan, signals, say)
+        done = asyncio.create_task(launcher.done())
+        stack.callback(done.cancel)
+        if await unless(signals.drain, asyncio.wait({done})):
+            say(done.result())
+        else:
+            await _stop(launcher, plan, signals, say)
     return 0
 
 

@@ -1,0 +1,73 @@
+"""One role entered in the process at hand, whatever the host: a command's process or a Ray actor.
+
+The engine is built here and handed to the role: the stack owns it, the role borrows it. Knows
+neither signals nor who asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from cluster.ready import RouterReady, WorkerReady
+from engine.build import build_runner, prepare
+from engine.config import EngineConfig
+from pdserve.clock import Clock
+
+if TYPE_CHECKING:
+    from decode_worker.app import DecodeApp
+    from decode_worker.config import DecodeConfig
+    from prefill_worker.app import PrefillApp
+    from prefill_worker.config import PrefillConfig
+    from router.app import RouterApp
+    from router.config import RouterConfig
+
+Progress = Callable[[str], None]
+
+
+async def enter_router(
+    stack: AsyncExitStack, config: RouterConfig, clock: Clock, progress: Progress
+) -> tuple[RouterApp, RouterReady]:
+    """Raises ConfigError or ModelFileError as the parts do."""
+    from router.app import RouterApp
+
+    engine = EngineConfig(model=config.model, dtype=config.dtype, engine=config.engine)
+    model = prepare(engine, progress=progress)
+    app = await stack.enter_async_context(RouterApp(config, model, clock))
+    ready = RouterReady(
+        pid=os.getpid(),
+        host=config.listen,
+        http_port=app.http_port,
+        grpc_port=app.grpc_port,
+        worker_port=app.worker_port,
+        model_name=config.served_model_name or model.name,
+    )
+    return app, ready
+
+
+async def enter_prefill(
+    stack: AsyncExitStack, config: PrefillConfig, clock: Clock, progress: Progress
+) -> tuple[PrefillApp, WorkerReady]:
+    """Raises ConfigError or ModelFileError as the parts do."""
+    from prefill_worker.app import PrefillApp
+
+    model = prepare(config.engine, progress=progress)
+    runner = build_runner(config.engine, model, clock)
+    stack.push_async_callback(runner.close)
+    app = await stack.enter_async_context(PrefillApp(config, model, runner, clock))
+    return app, WorkerReady.of(app.hello, os.getpid())
+
+
+async def enter_decode(
+    stack: AsyncExitStack, config: DecodeConfig, clock: Clock, progress: Progress
+) -> tuple[DecodeApp, WorkerReady]:
+    """Raises ConfigError or ModelFileError as the parts do."""
+    from decode_worker.app import DecodeApp
+
+    model = prepare(config.engine, progress=progress)
+    runner = build_runner(config.engine, model, clock)
+    stack.push_async_callback(runner.close)
+    app = await stack.enter_async_context(DecodeApp(config, model, runner, clock))
+    return app, WorkerReady.of(app.hello, os.getpid())

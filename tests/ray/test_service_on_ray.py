@@ -1,0 +1,149 @@
+"""A service of actors under load: deaths, drains, other counts. Fake engine, real cluster.
+
+Every stream must end with the tokens that the plain oracle gives, and nothing may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.onray.actors import services
+from cluster.ready import RouterReady, WorkerReady
+from cluster.service import ServiceAddress
+from pdserve.errors import ConfigError
+from router.client import AsyncClient
+from support.ray_cluster import RayCluster, wait_until
+from support.ray_service import served_on_ray
+from support.remote_service import Streams, assert_settled, prompt
+from support.trio import eventually
+
+pytestmark = pytest.mark.ray
+
+PROMPTS = [prompt(number) for number in range(24)]
+STEPS = ("--fake-decode-ms=10", "--fake-prefill-us=100")
+
+
+async def test_any_actor_killed_under_load_loses_no_stream(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with (
+        served_on_ray(cluster, tmp_path, *STEPS) as served,
+        AsyncClient(served.grpc_target) as client,
+    ):
+        for victim in ("prefill-0", "decode-0"):
+            before = await served.seat(victim)
+            streams = Streams(client, PROMPTS, 60)
+            await eventually(lambda s=streams: s.num_tokens_read >= 48, timeout_s=60)  # type: ignore[misc]
+            os.kill(before.pid, signal.SIGKILL)
+            await streams.assert_right()
+            after = await served.seat_after(victim, before.launch)
+            assert isinstance(before.report, WorkerReady)
+            assert isinstance(after.report, WorkerReady)
+            assert after.report.incarnation != before.report.incarnation
+            await assert_settled(client, "prefill-0", "decode-0")
+
+
+async def test_the_controller_killed_under_load_finds_its_actors_again(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with (
+        served_on_ray(cluster, tmp_path, *STEPS) as served,
+        AsyncClient(served.grpc_target) as client,
+    ):
+        before = await served.status()
+        own = await served.pid_of_controller()
+        streams = Streams(client, PROMPTS, 60)
+        await eventually(lambda: streams.num_tokens_read >= 24, timeout_s=60)
+        os.kill(own, signal.SIGKILL)
+        await streams.assert_right()
+        await served.controller_after(own)
+        view = await served.scale({"decode": 2})
+        pids = {seat.seat: seat.pid for seat in view.seats}
+        assert {seat.seat: seat.pid for seat in before.seats}.items() <= pids.items()
+        await assert_settled(client, "prefill-0", "decode-0", "decode-1")
+
+
+async def test_scaling_and_draining_under_load_changes_no_stream(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with (
+        served_on_ray(cluster, tmp_path, *STEPS) as served,
+        AsyncClient(served.grpc_target) as client,
+    ):
+        streams = Streams(client, PROMPTS, 150)
+        await eventually(lambda: streams.num_tokens_read >= 24, timeout_s=60)
+        await served.scale({"prefill": 2, "decode": 3})
+        more = Streams(client, PROMPTS, 60)
+        await eventually(lambda: more.num_tokens_read >= 24, timeout_s=60)
+        view = await served.drain("decode-0")
+        assert [seat.seat for seat in view.seats if seat.seat.startswith("decode")] == [
+            "decode-1", "decode-2",
+        ]  # fmt: skip
+        view = await served.scale({"prefill": 1, "decode": 1})
+        assert {seat.seat for seat in view.seats} == {"router-0", "prefill-0", "decode-1"}
+        await streams.assert_right()
+        await more.assert_right()
+        await assert_settled(client, "prefill-0", "decode-1")
+        view = await served.scale({"decode": 2})
+        assert "decode-0" in {seat.seat for seat in view.seats}
+        for wrong in ("decode-7", "router-0"):
+            with pytest.raises(ConfigError, match=wrong):
+                await served.drain(wrong)
+
+
+async def test_two_routers_share_the_workers_and_come_back_on_their_ports(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with served_on_ray(cluster, tmp_path, *STEPS) as served:
+        view = await served.scale({"router": 2})
+        targets = [address.grpc_target for address in view.addresses]
+        async with AsyncClient(targets[0]) as one, AsyncClient(targets[1]) as other:
+            await assert_settled(other, "prefill-0", "decode-0")
+            streams = [Streams(one, PROMPTS[:12], 60), Streams(other, PROMPTS[12:], 60)]
+            await asyncio.gather(*(each.assert_right() for each in streams))
+            first = await served.seat("router-1")
+            os.kill(first.pid, signal.SIGKILL)
+            await Streams(one, PROMPTS, 20).assert_right()
+            second = await served.seat_after("router-1", first.launch)
+        assert isinstance(second.report, RouterReady)
+        assert ServiceAddress.of(second.report).grpc_target == targets[1]
+        async with AsyncClient(targets[1]) as again:
+            await assert_settled(again, "prefill-0", "decode-0")
+            await Streams(again, PROMPTS[:4], 20).assert_right()
+
+
+async def test_a_hung_worker_is_replaced(cluster: RayCluster, tmp_path: Path) -> None:
+    async with (
+        served_on_ray(cluster, tmp_path, "--stall-s=1", "--worker-loss-s=1") as served,
+        AsyncClient(served.grpc_target) as client,
+    ):
+        hung = await served.seat("decode-0")
+        os.kill(hung.pid, signal.SIGSTOP)
+        await served.seat_after("decode-0", hung.launch)
+        await asyncio.to_thread(wait_until, lambda: not psutil.pid_exists(hung.pid))
+        await Streams(client, PROMPTS[:4], 20).assert_right()
+
+
+async def test_nothing_outlives_a_driver_that_is_killed(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with served_on_ray(cluster, tmp_path) as served:
+        served.process.process.kill()
+        served.forget_state()
+
+
+async def test_what_cannot_be_placed_is_said(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError) as raised:
+        async with served_on_ray(
+            cluster, tmp_path, "--prefill-num-gpus=2", "--placement-timeout-s=1"
+        ):
+            pass
+    assert "prefill-0 (0.2 CPU, 2 GPU) fits no node" in str(raised.value)
+    assert "0 GPU free of 0 GPU" in str(raised.value)
+    assert "tested" not in services()
