@@ -28,11 +28,26 @@ from pdserve.types import (
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function in an assistant's turn. ``arguments_json``: an object, "" for none."""
+
+    call_id: str
+    function: str
+    arguments_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation. ``role`` is what the model's chat template knows."""
+    """One turn of a conversation. ``role`` is what the model's chat template knows.
+
+    ``tool_call_id`` says which of an earlier turn's ``tool_calls`` a tool's turn answers.
+    """
 
     role: str
     content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

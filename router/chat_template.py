@@ -59,6 +59,21 @@ class ChatMessage:
     tool_call_id: str | None = None
 
 
+def tool_arguments(text: str, field: str) -> dict[str, Any]:
+    """The object that clients send as text, where templates want the object; "" is none.
+
+    Raises:
+        InvalidRequest: it is no JSON object (names ``field``).
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field, f"must be a JSON object: {error}") from error
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(field, f"must be a JSON object, not {text[:40]!r}")
+    return arguments
+
+
 class ChatTemplate:
     """A compiled template with the model's special tokens."""
 

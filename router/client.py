@@ -26,6 +26,7 @@ from pdserve.public import (
     GenerateDelta,
     GenerateJob,
     SamplingOptions,
+    ToolCall,
 )
 from pdserve.rpc.inference_client import (
     AsyncInferenceStub,
@@ -45,15 +46,19 @@ __all__ = [
     "GenerateOptions",
     "ModelInfo",
     "TextStream",
+    "ToolCall",
 ]
+
+
+_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id"})
 
 
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate``; what is left out is left to the service.
 
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
-    ``messages`` are ChatMessage or mappings with "role" and "content"; the rest as in
-    SamplingOptions.
+    ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
+    "tool_call_id" if wanted; the rest as in SamplingOptions.
     """
 
     prompt_ids: Sequence[int]
@@ -184,8 +189,8 @@ def _messages(messages: Iterable[ChatMessage | Mapping[str, str]]) -> tuple[Chat
     for index, message in enumerate(messages):
         if isinstance(message, ChatMessage):
             turns.append(message)
-        elif message.keys() == {"role", "content"}:
-            turns.append(ChatMessage(message["role"], message["content"]))
+        elif {"role", "content"} <= message.keys() <= _MESSAGE_KEYS:
+            turns.append(ChatMessage(**message))
         else:
             raise InvalidRequest(
                 f"messages[{index}]", f"needs role and content, not {', '.join(sorted(message))}"

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from pdserve.errors import UnknownModel
+from pdserve.public import ChatMessage as PublicMessage
 from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
@@ -22,7 +23,7 @@ from pdserve.public import (
     WorkerView,
 )
 from pdserve.types import ModelInfo, RequestId, RequestTiming, SamplingParams
-from router.chat_template import ChatMessage
+from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.cluster_view import ClusterStatus, WorkerEntry
 from router.text_generation import TextGeneration, TextService
 from router.text_job import ChatPrompt, Prompt, TextDelta, TextJob, TextPrompt, TokenPrompt
@@ -126,8 +127,20 @@ def _prompt(job: GenerateJob) -> Prompt:
         return TextPrompt(job.prompt)
     if job.prompt_ids is not None:
         return TokenPrompt(job.prompt_ids)
-    turns = job.messages or ()
-    return ChatPrompt(tuple(ChatMessage(turn.role, turn.content) for turn in turns))
+    turns = enumerate(job.messages or ())
+    return ChatPrompt(tuple(_turn(turn, f"messages[{i}]") for i, turn in turns))
+
+
+def _turn(turn: PublicMessage, path: str) -> ChatMessage:
+    calls = tuple(
+        ToolCall(
+            call.call_id,
+            call.function,
+            tool_arguments(call.arguments_json, f"{path}.tool_calls[{i}].arguments_json"),
+        )
+        for i, call in enumerate(turn.tool_calls)
+    )
+    return ChatMessage(turn.role, turn.content, turn.name, calls, turn.tool_call_id)
 
 
 def _sampling(options: SamplingOptions) -> SamplingParams:

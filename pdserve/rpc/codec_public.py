@@ -21,6 +21,7 @@ from pdserve.public import (
     SampledToken,
     SamplingOptions,
     TokenText,
+    ToolCall,
     Usage,
     WorkerView,
 )
@@ -83,8 +84,7 @@ def _prompt_to_pb(job: GenerateJob) -> dict[str, Any]:
         return {"text": job.prompt}
     if job.prompt_ids is not None:
         return {"token_ids": pb.TokenIds(ids=job.prompt_ids)}
-    turns = [pb.ChatMessage(role=each.role, content=each.content) for each in job.messages or ()]
-    return {"messages": pb.ChatMessages(messages=turns)}
+    return {"messages": pb.ChatMessages(messages=map(_turn_to_pb, job.messages or ()))}
 
 
 def _prompt_from_pb(message: pb.GenerateRequest) -> dict[str, Any]:
@@ -95,8 +95,31 @@ def _prompt_from_pb(message: pb.GenerateRequest) -> dict[str, Any]:
             return {"prompt_ids": tuple(message.token_ids.ids)}
         case "messages":
             turns = message.messages.messages
-            return {"messages": tuple(ChatMessage(each.role, each.content) for each in turns)}
+            return {"messages": tuple(map(_turn_from_pb, turns))}
     raise InvalidRequest("prompt", "one of text, token_ids and messages is needed")
+
+
+def _turn_to_pb(turn: ChatMessage) -> pb.ChatMessage:
+    return pb.ChatMessage(
+        role=turn.role,
+        content=turn.content,
+        name=turn.name,
+        tool_calls=[
+            pb.ToolCall(id=call.call_id, function=call.function, arguments_json=call.arguments_json)
+            for call in turn.tool_calls
+        ],
+        tool_call_id=turn.tool_call_id,
+    )
+
+
+def _turn_from_pb(turn: pb.ChatMessage) -> ChatMessage:
+    return ChatMessage(
+        turn.role,
+        turn.content,
+        turn.name if turn.HasField("name") else None,
+        tuple(ToolCall(each.id, each.function, each.arguments_json) for each in turn.tool_calls),
+        turn.tool_call_id if turn.HasField("tool_call_id") else None,
+    )
 
 
 def _sampling_to_pb(sampling: SamplingOptions) -> pb.SamplingOptions:

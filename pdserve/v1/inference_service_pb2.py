@@ -25,45 +25,48 @@ _sym_db = _symbol_database.Default()
 from pdserve.v1 import types_pb2 as pdserve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pdserve/v1/inference_service.proto\x12\npdserve.v1\x1a\x16pdserve/v1/types.proto\"\xb0\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12,\n\x08messages\x18\x05 \x01(\x0b\x32\x18.pdserve.v1.ChatMessagesH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.pdserve.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x10\n\x08priority\x18\x08 \x01(\x03\x12\x16\n\ttimeout_s\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x12\n\ncache_salt\x18\n \x01(\tB\x08\n\x06promptB\x0c\n\n_timeout_s\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.pdserve.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xba\x04\n\x0fSamplingOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.pdserve.v1.TokenBias\x12\x11\n\x04seed\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\x03\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\x03H\x0b\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0f\n\r_num_logprobs\"+\n\tTokenBias\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"\xc7\x01\n\x10GenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.pdserve.v1.SampledToken\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x11.pdserve.v1.UsageH\x00\x88\x01\x01\x42\x08\n\x06_usage\"Y\n\x0cSampledToken\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.pdserve.v1.TokenText\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.pdserve.v1.TokenText\"J\n\tTokenText\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04utf8\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x01\"\\\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\x04\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pdserve.v1.Model\"l\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x16\n\x14\x43lusterStatusRequest\"\xd6\x01\n\x15\x43lusterStatusResponse\x12\x11\n\tcan_serve\x18\x01 \x01(\x08\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.pdserve.v1.Model\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.pdserve.v1.WorkerState\x12\x12\n\nnum_queued\x18\x05 \x01(\x04\x12\x15\n\rnum_in_flight\x18\x06 \x01(\x04\x12\x13\n\x0bnum_tickets\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"\x94\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.pdserve.v1.Role\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.pdserve.v1.WorkerLimits\x12(\n\x06status\x18\x06 \x01(\x0b\x32\x18.pdserve.v1.WorkerStatus\x12\'\n\tendpoints\x18\x07 \x03(\x0b\x32\x14.pdserve.v1.Endpoint\x12\x10\n\x08num_legs\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x0c\n\x04peer\x18\n \x01(\t2\xfe\x01\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12K\n\nListModels\x12\x1d.pdserve.v1.ListModelsRequest\x1a\x1e.pdserve.v1.ListModelsResponse\x12T\n\rClusterStatus\x12 .pdserve.v1.ClusterStatusRequest\x1a!.pdserve.v1.ClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pdserve/v1/inference_service.proto\x12\npdserve.v1\x1a\x16pdserve/v1/types.proto\"\xb0\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12,\n\x08messages\x18\x05 \x01(\x0b\x32\x18.pdserve.v1.ChatMessagesH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.pdserve.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x10\n\x08priority\x18\x08 \x01(\x03\x12\x16\n\ttimeout_s\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x12\n\ncache_salt\x18\n \x01(\tB\x08\n\x06promptB\x0c\n\n_timeout_s\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x03\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.pdserve.v1.ChatMessage\"\x9e\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x12(\n\ntool_calls\x18\x04 \x03(\x0b\x32\x14.pdserve.v1.ToolCall\x12\x19\n\x0ctool_call_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_nameB\x0f\n\r_tool_call_id\"@\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xba\x04\n\x0fSamplingOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.pdserve.v1.TokenBias\x12\x11\n\x04seed\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\x03\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\x03H\x0b\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0f\n\r_num_logprobs\"+\n\tTokenBias\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"\xc7\x01\n\x10GenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.pdserve.v1.SampledToken\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12%\n\x05usage\x18\x05 \x01(\x0b\x32\x11.pdserve.v1.UsageH\x00\x88\x01\x01\x42\x08\n\x06_usage\"Y\n\x0cSampledToken\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.pdserve.v1.TokenText\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.pdserve.v1.TokenText\"J\n\tTokenText\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04utf8\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x01\"\\\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\x04\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pdserve.v1.Model\"l\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x16\n\x14\x43lusterStatusRequest\"\xd6\x01\n\x15\x43lusterStatusResponse\x12\x11\n\tcan_serve\x18\x01 \x01(\x08\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.pdserve.v1.Model\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.pdserve.v1.WorkerState\x12\x12\n\nnum_queued\x18\x05 \x01(\x04\x12\x15\n\rnum_in_flight\x18\x06 \x01(\x04\x12\x13\n\x0bnum_tickets\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"\x94\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.pdserve.v1.Role\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.pdserve.v1.WorkerLimits\x12(\n\x06status\x18\x06 \x01(\x0b\x32\x18.pdserve.v1.WorkerStatus\x12\'\n\tendpoints\x18\x07 \x03(\x0b\x32\x14.pdserve.v1.Endpoint\x12\x10\n\x08num_legs\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x0c\n\x04peer\x18\n \x01(\t2\xfe\x01\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12K\n\nListModels\x12\x1d.pdserve.v1.ListModelsRequest\x1a\x1e.pdserve.v1.ListModelsResponse\x12T\n\rClusterStatus\x12 .pdserve.v1.ClusterStatusRequest\x1a!.pdserve.v1.ClusterStatusResponseB\x16Z\x14pdserve/v1;pdservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdserve.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\024pdserve/v1;pdservev1'
   _globals['_GENERATEREQUEST']._serialized_start=75
   _globals['_GENERATEREQUEST']._serialized_end=379
   _globals['_TOKENIDS']._serialized_start=381
   _globals['_TOKENIDS']._serialized_end=404
   _globals['_CHATMESSAGES']._serialized_start=406
   _globals['_CHATMESSAGES']._serialized_end=463
-  _globals['_CHATMESSAGE']._serialized_start=465
-  _globals['_CHATMESSAGE']._serialized_end=509
-  _globals['_SAMPLINGOPTIONS']._serialized_start=512
-  _globals['_SAMPLINGOPTIONS']._serialized_end=1082
-  _globals['_TOKENBIAS']._serialized_start=1084
-  _globals['_TOKENBIAS']._serialized_end=1127
-  _globals['_GENERATERESPONSE']._serialized_start=1130
-  _globals['_GENERATERESPONSE']._serialized_end=1329
-  _globals['_SAMPLEDTOKEN']._serialized_start=1331
-  _globals['_SAMPLEDTOKEN']._serialized_end=1420
-  _globals['_TOKENTEXT']._serialized_start=1422
-  _globals['_TOKENTEXT']._serialized_end=1496
-  _globals['_USAGE']._serialized_start=1498
-  _globals['_USAGE']._serialized_end=1590
-  _globals['_LISTMODELSREQUEST']._serialized_start=1592
-  _globals['_LISTMODELSREQUEST']._serialized_end=1611
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1613
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1668
-  _globals['_MODEL']._serialized_start=1670
-  _globals['_MODEL']._serialized_end=1778
-  _globals['_CLUSTERSTATUSREQUEST']._serialized_start=1780
-  _globals['_CLUSTERSTATUSREQUEST']._serialized_end=1802
-  _globals['_CLUSTERSTATUSRESPONSE']._serialized_start=1805
-  _globals['_CLUSTERSTATUSRESPONSE']._serialized_end=2019
-  _globals['_WORKERSTATE']._serialized_start=2022
-  _globals['_WORKERSTATE']._serialized_end=2298
-  _globals['_INFERENCESERVICE']._serialized_start=2301
-  _globals['_INFERENCESERVICE']._serialized_end=2555
+  _globals['_CHATMESSAGE']._serialized_start=466
+  _globals['_CHATMESSAGE']._serialized_end=624
+  _globals['_TOOLCALL']._serialized_start=626
+  _globals['_TOOLCALL']._serialized_end=690
+  _globals['_SAMPLINGOPTIONS']._serialized_start=693
+  _globals['_SAMPLINGOPTIONS']._serialized_end=1263
+  _globals['_TOKENBIAS']._serialized_start=1265
+  _globals['_TOKENBIAS']._serialized_end=1308
+  _globals['_GENERATERESPONSE']._serialized_start=1311
+  _globals['_GENERATERESPONSE']._serialized_end=1510
+  _globals['_SAMPLEDTOKEN']._serialized_start=1512
+  _globals['_SAMPLEDTOKEN']._serialized_end=1601
+  _globals['_TOKENTEXT']._serialized_start=1603
+  _globals['_TOKENTEXT']._serialized_end=1677
+  _globals['_USAGE']._serialized_start=1679
+  _globals['_USAGE']._serialized_end=1771
+  _globals['_LISTMODELSREQUEST']._serialized_start=1773
+  _globals['_LISTMODELSREQUEST']._serialized_end=1792
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1794
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1849
+  _globals['_MODEL']._serialized_start=1851
+  _globals['_MODEL']._serialized_end=1959
+  _globals['_CLUSTERSTATUSREQUEST']._serialized_start=1961
+  _globals['_CLUSTERSTATUSREQUEST']._serialized_end=1983
+  _globals['_CLUSTERSTATUSRESPONSE']._serialized_start=1986
+  _globals['_CLUSTERSTATUSRESPONSE']._serialized_end=2200
+  _globals['_WORKERSTATE']._serialized_start=2203
+  _globals['_WORKERSTATE']._serialized_end=2479
+  _globals['_INFERENCESERVICE']._serialized_start=2482
+  _globals['_INFERENCESERVICE']._serialized_end=2736
 # @@protoc_insertion_point(module_scope)

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pdserve/v1/kv_transfer_service.proto\x12\npdserve.v1\"\r\n\x0bReadRequest\"\x0e\n\x0cReadResponse2R\n\x11KvTransferService\x12=\n\x04Read\x12\x17.pdserve.v1.ReadRequest\x1a\x18.pdserve.v1.ReadResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$pdserve/v1/kv_transfer_service.proto\x12\npdserve.v1\"\r\n\x0bReadRequest\"\x0e\n\x0cReadResponse2R\n\x11KvTransferService\x12=\n\x04Read\x12\x17.pdserve.v1.ReadRequest\x1a\x18.pdserve.v1.ReadResponse(\x01\x30\x01\x42\x16Z\x14pdserve/v1;pdservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdserve.v1.kv_transfer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z\024pdserve/v1;pdservev1'
   _globals['_READREQUEST']._serialized_start=52
   _globals['_READREQUEST']._serialized_end=65
   _globals['_READRESPONSE']._serialized_start=67

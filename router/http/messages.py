@@ -6,12 +6,8 @@ covered: content that is not text; each kind is refused by name.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from pdserve.errors import InvalidRequest
-from router.chat_template import ChatMessage, ToolCall
+from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.http.schemas import Message
 from router.http.schemas import ToolCall as ToolCallBody
 
@@ -64,15 +60,7 @@ def _content(message: Message, path: str) -> str:
 def _tool_call(call: ToolCallBody, path: str) -> ToolCall:
     if call.type != "function":
         raise InvalidRequest(f"{path}.type", f"only 'function' is supported, not {call.type!r}")
-    arguments = _arguments(call.function.arguments, f"{path}.function.arguments")
+    arguments = call.function.arguments
+    if isinstance(arguments, str):
+        arguments = tool_arguments(arguments, f"{path}.function.arguments")
     return ToolCall(call.id, call.function.name, arguments)
-
-
-def _arguments(arguments: str | dict[str, Any], path: str) -> dict[str, Any]:
-    """Templates want the object, which OpenAI's clients send as text."""
-    if isinstance(arguments, dict):
-        return arguments
-    try:
-        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(path, f"must be a JSON object: {error}") from error

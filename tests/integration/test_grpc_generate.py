@@ -85,7 +85,10 @@ async def test_everything_asked_for_arrives() -> None:
     backend = ScriptedBackend()
     async with service(backend) as (client, _):
         stream = client.generate(
-            messages=[ChatMessage("system", "Be brief."), {"role": "user", "content": "Grüße"}],
+            messages=[
+                ChatMessage("system", "Be brief."),
+                {"role": "user", "content": "Grüße", "name": "ann"},
+            ],
             model="tiny",
             request_id="mine",
             stop="\n\n",
@@ -109,7 +112,7 @@ async def test_everything_asked_for_arrives() -> None:
         assert len([delta async for delta in stream]) == len(ANSWER)
     assert backend.jobs == [
         GenerateJob(
-            messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "Grüße")),
+            messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "Grüße", "ann")),
             sampling=sampling,
             stop=("\n\n",),
             model="tiny",

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -72,6 +76,48 @@ async def test_reflection_shows_the_public_service_only() -> None:
         await call.done_writing()
     assert SERVICE_NAME in names and "grpc.health.v1.Health" in names
     assert WORKER_SERVICE not in names
+
+
+async def test_a_client_without_our_protos_calls_by_reflection() -> None:
+    """As grpcurl does: the descriptors come from the service, messages are made from JSON."""
+    async with (
+        grpc_server(InferenceServer(ScriptedBackend())) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        pool = DescriptorPool()
+        for file in await _files_with(channel, SERVICE_NAME):
+            pool.Add(file)
+        service = pool.FindServiceByName(SERVICE_NAME)
+        assert [method.name for method in service.methods] == [
+            "Generate", "ListModels", "ClusterStatus",
+        ]  # fmt: skip
+        method = service.methods_by_name["Generate"]
+        asked = GetMessageClass(method.input_type)()
+        json_format.Parse('{"text": "Hi", "sampling": {"max_tokens": 3}}', asked)
+        call = channel.unary_stream(f"/{SERVICE_NAME}/Generate")(asked.SerializeToString())
+        told = GetMessageClass(method.output_type)
+        parts = [json_format.MessageToDict(told.FromString(data)) async for data in call]
+    assert "".join(part.get("textDelta", "") for part in parts) == "Hello wörld"
+    assert parts[-1]["finishReason"] == "FINISH_REASON_STOP"
+
+
+async def _files_with(channel: grpc.aio.Channel, symbol: str) -> list[FileDescriptorProto]:
+    """The file that defines a symbol after the files it imports, all by reflection."""
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+    found: dict[str, FileDescriptorProto] = {}
+
+    async def fetch(request: reflection_pb2.ServerReflectionRequest) -> None:
+        await call.write(request)
+        for data in (await call.read()).file_descriptor_response.file_descriptor_proto:
+            file = FileDescriptorProto.FromString(data)
+            for name in file.dependency:
+                if name not in found:
+                    await fetch(reflection_pb2.ServerReflectionRequest(file_by_filename=name))
+            found.setdefault(file.name, file)
+
+    await fetch(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
+    await call.done_writing()
+    return list(found.values())
 
 
 async def test_a_taken_port_is_refused_by_name() -> None:

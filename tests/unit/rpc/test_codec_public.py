@@ -13,6 +13,7 @@ from pdserve.public import (
     GenerateDelta,
     GenerateJob,
     SamplingOptions,
+    ToolCall,
 )
 from pdserve.rpc import codec_public
 from pdserve.types import ModelInfo
@@ -23,12 +24,18 @@ ANY_INT = st.integers(-(2**63), 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=128)
+TURNS = st.builds(
+    ChatMessage,
+    TEXT,
+    TEXT,
+    st.none() | TEXT,
+    st.lists(st.builds(ToolCall, TEXT, TEXT, TEXT), max_size=2).map(tuple),
+    st.none() | TEXT,
+)
 PROMPTS = st.one_of(
     st.fixed_dictionaries({"prompt": TEXT}),
     st.fixed_dictionaries({"prompt_ids": st.lists(ANY_INT, max_size=5).map(tuple)}),
-    st.fixed_dictionaries(
-        {"messages": st.lists(st.builds(ChatMessage, TEXT, TEXT), max_size=3).map(tuple)}
-    ),
+    st.fixed_dictionaries({"messages": st.lists(TURNS, max_size=3).map(tuple)}),
 )
 
 

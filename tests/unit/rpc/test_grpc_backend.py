@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pdserve.errors import InvalidRequest, PdserveError, RequestCancelled, UnknownModel
-from pdserve.public import ChatMessage, GenerateJob, SamplingOptions, Usage
+from pdserve.public import ChatMessage, GenerateJob, SamplingOptions, ToolCall, Usage
 from pdserve.types import FinishReason, Role, WorkerId, WorkerLimits, WorkerStatus
 from router.cluster_view import ClusterStatus, WorkerEntry
 from router.grpc_backend import TextBackend
@@ -104,6 +104,29 @@ async def test_messages_go_through_the_chat_template(
     async for _ in await backend.generate(job):
         pass
     assert bytes(tokens.requests[0].prompt_ids[1:]) == b"[user]Hi[assistant]"
+
+
+async def test_turns_of_tools_go_through_the_chat_template(
+    backend: TextBackend, tokens: ScriptedTokens
+) -> None:
+    call = ToolCall("c1", "f", '{"a": 1}')
+    turns = (
+        ChatMessage("assistant", "", "bot", (call,)),
+        ChatMessage("tool", "rain", tool_call_id="c1"),
+    )
+    async for _ in await backend.generate(GenerateJob(messages=turns)):
+        pass
+    assert bytes(tokens.requests[0].prompt_ids[1:]) == b"[assistant][tool]rain[assistant]"
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", "[" * 100_000])
+async def test_arguments_that_are_no_object_are_refused(
+    backend: TextBackend, tokens: ScriptedTokens, arguments: str
+) -> None:
+    turn = ChatMessage("assistant", "", tool_calls=(ToolCall("c1", "f", arguments),))
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].tool_calls\[0\].arguments_json"):
+        await backend.generate(GenerateJob(messages=(turn,)))
+    assert tokens.requests == []
 
 
 async def test_a_stop_string_ends_the_text(backend: TextBackend, tokens: ScriptedTokens) -> None:
