@@ -190,7 +190,14 @@ def _messages(messages: Iterable[ChatMessage | Mapping[str, str]]) -> tuple[Chat
         if isinstance(message, ChatMessage):
             turns.append(message)
         elif {"role", "content"} <= message.keys() <= _MESSAGE_KEYS:
-            turns.append(ChatMessage(**message))
+            turns.append(
+                ChatMessage(
+                    message["role"],
+                    message["content"],
+                    message.get("name"),
+                    tool_call_id=message.get("tool_call_id"),
+                )
+            )
         else:
             raise InvalidRequest(
                 f"messages[{index}]", f"needs role and content, not {', '.join(sorted(message))}"
