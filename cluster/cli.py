@@ -56,11 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
         return COMMANDS[name].load()(rest)
     except ConfigError as error:
-        print(f"pdserve: {error}\nTry: pdserve {name if name in COMMANDS else ''} --help",
-              file=sys.stderr)  # fmt: skip
+        helping = f"pdserve {name} --help" if name in COMMANDS else "pdserve --help"
+        print(f"pdserve: {error}\n  next: {error.next_step or helping}", file=sys.stderr)
         return 2
     except PdserveError as error:
         print(f"pdserve {name}: {error}", file=sys.stderr)
+        if error.next_step:
+            print(f"  next: {error.next_step}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

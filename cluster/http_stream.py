@@ -37,7 +37,9 @@ def stream_completion(
             raise ServiceError(_error_text(response.read()))
         yield from _events(response)
     except (OSError, http.client.HTTPException) as error:
-        raise PeerUnreachable(f"{url}: {error}") from error
+        raise PeerUnreachable(f"{url}: {error}").advise(
+            "is the service up (`pdserve serve`)? give its address with --http-url"
+        ) from error
     finally:
         connection.close()
 

@@ -138,7 +138,7 @@ class Intake:
     def _report_failure(self, leg: DecodeLeg, ticket: TransferTicket, error: TransferError) -> None:
         logger.warning(
             "kv_failed", request=leg.request_id, epoch=leg.epoch, holder=ticket.worker_id,
-            code=error.code, error=error,
+            code=error.code, error=error, next=error.next_step or None,
         )  # fmt: skip
         leg.sink.emit(KvFailed(leg.request_id, ticket.ticket_id, leg.epoch, error.code, str(error)))
         self._owner.end(leg)

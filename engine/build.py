@@ -56,7 +56,7 @@ def check_engine_config(config: EngineConfig) -> None:
         raise ConfigError(
             f"chunk_tokens must be a multiple of block_size ({config.block_size} tokens), "
             f"not {config.chunk_tokens}"
-        )
+        ).advise("change --chunk-tokens or --block-size")
 
 
 def max_model_len(config: EngineConfig, prepared: PreparedModel) -> int:
@@ -85,7 +85,7 @@ def _build_fake_runner(config: EngineConfig, prepared: PreparedModel, clock: Clo
         raise ConfigError(
             f"kv_memory_mib: {config.kv_memory_mib:g} MiB hold no block of {layout.block_bytes} "
             "bytes"
-        )
+        ).advise("raise --kv-memory-mib or lower --block-size")
     return FakeRunner(
         prepared,
         block_size=config.block_size,

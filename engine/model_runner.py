@@ -235,6 +235,6 @@ def _num_blocks(config: EngineConfig, prepared: PreparedModel, device: torch.dev
         raise ConfigError(
             f"kv_memory_mib: {memory_bytes / 2**20:g} MiB hold no block of "
             f"{layout.block_bytes} bytes ({config.block_size} tokens)"
-        )
+        ).advise("raise --kv-memory-mib or lower --block-size")
     longest = config.max_model_len or shape.max_positions
     return min(num_blocks, MAX_FULL_CONTEXTS * layout.num_blocks(longest))

@@ -36,14 +36,26 @@ inside RetriesExhausted; ProtocolError closes one session.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class PdserveError(Exception):
-    """Root. ``code`` is the stable machine-readable name sent to clients and over the wire."""
+    """Root. ``code`` is the stable machine-readable name sent to clients and over the wire.
+
+    ``next_step``: what a person who runs the service can do about it; told by the command line and
+    in log lines, never sent to clients.
+    """
 
     http_status = 500
     grpc_code = "INTERNAL"
     code = "internal_error"
     openai_type = "server_error"
+    next_step = ""
+
+    def advise(self, next_step: str) -> Self:
+        """The same error with better advice than that of its class."""
+        self.next_step = next_step
+        return self
 
 
 class ConfigError(PdserveError):
@@ -92,6 +104,7 @@ class Overloaded(RequestError):
     http_status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
     code = "overloaded"
+    next_step = "send again later; if it lasts, add workers or raise --max-queue"
     openai_type = "rate_limit_error"
 
     def __init__(self, problem: str, retry_after_s: float) -> None:
@@ -120,6 +133,7 @@ class ServiceError(PdserveError):
 
 class NoWorkers(ServiceError):
     code = "no_workers"
+    next_step = "start a worker of that role; `pdserve status` lists those that have joined"
 
 
 class ShuttingDown(ServiceError):
@@ -132,12 +146,14 @@ class WorkerLost(ServiceError):
 
 class RetriesExhausted(ServiceError):
     code = "retries_exhausted"
+    next_step = "look for the request's id in the logs of the workers it ran on"
 
 
 class EngineFailure(ServiceError):
     http_status = 500
     grpc_code = "INTERNAL"
     code = "engine_failure"
+    next_step = "the log of the worker it names has the traceback"
 
 
 class TransferError(PdserveError):
@@ -168,10 +184,12 @@ class LayoutMismatch(TransferError):
 
 class PeerUnreachable(TransferError):
     code = "peer_unreachable"
+    next_step = "is the peer up, and can this host reach that address? see --listen and --advertise"
 
 
 class PeerSilent(TransferError):
     code = "peer_silent"
+    next_step = "the peer or the network between hangs: see its log and `pdserve status`"
 
 
 class ProtocolError(PdserveError):
@@ -181,6 +199,10 @@ class ProtocolError(PdserveError):
 
 class IncompatibleWorker(ProtocolError):
     code = "incompatible_worker"
+    next_step = (
+        "start it with the same version, --model, --dtype and --block-size as the others; "
+        "`pdserve config show ROLE` tells what a role is given"
+    )
 
 
 class UnknownMessage(ProtocolError):

@@ -28,6 +28,9 @@ DIAL_TIMEOUT_S = 10.0
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
+_NO_CONNECTION = "no connection"
+_NO_ROUTER = "is a router up at that address (--router), listening beyond loopback (--listen)?"
+
 _log = event_log(__name__)
 
 
@@ -73,7 +76,8 @@ async def stay_connected(
     while True:
         dialled_s = clock.now()
         reason = await _dial_and_serve(dial, role, clock, leave)
-        _log.info("session_ended", router=router, reason=reason)
+        advice = _NO_ROUTER if reason.startswith(_NO_CONNECTION) else None
+        _log.info("session_ended", router=router, reason=reason, next=advice)
         if role.status().draining or (leave is not None and leave.is_set()):
             return
         if clock.now() - dialled_s > MAX_BACKOFF_S:
@@ -95,11 +99,11 @@ async def _dial_and_serve(
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             link = await dial()
     except TimeoutError:
-        return f"no connection within {DIAL_TIMEOUT_S:g} s"
+        return f"{_NO_CONNECTION} within {DIAL_TIMEOUT_S:g} s"
     except IncompatibleWorker:
         raise
     except PdserveError as error:
-        return f"no connection: {error}"
+        return f"{_NO_CONNECTION}: {error}"
     return await serve_session(link, role, clock, leave=leave)
 
 

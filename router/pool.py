@@ -151,7 +151,9 @@ class WorkerPool:
             return hello
         except (ProtocolError, ShuttingDown) as error:
             level = logging.INFO if isinstance(error, ShuttingDown) else logging.WARNING
-            logger.at(level, "worker_refused", peer=link.peer, error=error)
+            logger.at(
+                level, "worker_refused", peer=link.peer, error=error, next=error.next_step or None
+            )
             await link.refuse(error)
         except PdserveError as error:  # the carrier's word for a link that broke
             logger.warning("greeting_broken", peer=link.peer, error=error)

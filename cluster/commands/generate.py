@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cluster.commands.reaching import reaching
 from cluster.config import GenerateConfig
 from cluster.http_stream import stream_completion
 from cluster.ledger_text import kv_line, ledger_lines, timing_of
@@ -59,7 +60,7 @@ def _by_grpc(config: GenerateConfig, prompt: str) -> Iterator[Part]:
         options["seed"] = config.seed
     if not config.raw:
         options["messages"] = [{"role": "user", "content": prompt}]
-    with Client(config.grpc_target) as client:
+    with reaching(config.grpc_target), Client(config.grpc_target) as client:
         stream = client.generate(prompt if config.raw else None, **options)
         for delta in stream:
             yield delta.text

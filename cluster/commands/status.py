@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from cluster.commands.reaching import reaching
 from cluster.config import StatusConfig
 from pdserve.config import build_config
 from pdserve.flags import FlagParser
@@ -17,7 +18,7 @@ def run_status(argv: Sequence[str]) -> int:
     parser = FlagParser("pdserve status", "Workers, load, blocks and tickets of a service.")
     parser.add_options("options", StatusConfig)
     config = build_config(StatusConfig, "status", parser.parse(argv))
-    with Client(config.grpc_target) as client:
+    with reaching(config.grpc_target), Client(config.grpc_target) as client:
         view = client.cluster_status()
     print(json.dumps(dataclasses.asdict(view), indent=1) if config.json else _text(view))
     return 0

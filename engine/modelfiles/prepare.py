@@ -85,7 +85,9 @@ def prepare_model(
             _write_folder(partial, source, dtype, report)
             cache.install(partial, target)
         except OSError as error:
-            raise ModelFileError(f"{target}: cannot be written: {error}") from error
+            raise ModelFileError(f"{target}: cannot be written: {error}").advise(
+                "set PDSERVE_CACHE to a folder with room for the model"
+            ) from error
     report(f"prepared {source.name} in {target}")
     logger.info("model_prepared", model=source.name, dtype=dtype, folder=target)
     return _open_prepared(target, dtype)

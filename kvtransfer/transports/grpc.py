@@ -76,7 +76,10 @@ class GrpcListener:
         try:
             port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
-            raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from error
+            raise ConfigError(f"listen: cannot bind {self._listen}: {error}").advise(
+                "another process has this port, or the address is not this host's; choose another"
+                " with --listen (port 0: any free one)"
+            ) from error
         await server.start()
         self._server = server
         self._port = port

@@ -77,7 +77,10 @@ class GrpcServer:
         try:
             self._port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
-            raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from error
+            raise ConfigError(f"listen: cannot bind {self._listen}: {error}").advise(
+                "another process has this port, or the address is not this host's; `pdserve doctor`"
+                " tells which. Choose another with --grpc-port, --worker-port or --listen"
+            ) from error
         self._server = server
         await self.set_serving(False)
         await server.start()

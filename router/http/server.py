@@ -140,7 +140,10 @@ async def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = found[0]
         return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"http: cannot listen on {host}:{port}: {error}") from error
+        raise ConfigError(f"http: cannot listen on {host}:{port}: {error}").advise(
+            "another process has this port, or the address is not this host's; `pdserve doctor`"
+            " tells which. Choose another with --http-port or --listen"
+        ) from error
 
 
 async def _first_of(serving: asyncio.Task[None], listening: asyncio.Event) -> None:
