@@ -39,3 +39,11 @@ def test_mistakes_are_told_and_end_with_status_2(
 def test_a_model_that_is_not_there_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "info", "no-such-model"]) == 1
     assert "no-such-model" in capsys.readouterr().err
+
+
+def test_a_failure_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--grpc-target", "127.0.0.1:1"]) == 1
+    told = capsys.readouterr().err
+    assert "next: is a service up at 127.0.0.1:1? start one with `pdserve serve`" in told
+    assert main(["serve", "--prefill-workers", "0"]) == 2
+    assert "next: pdserve serve --help" in capsys.readouterr().err
