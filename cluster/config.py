@@ -84,6 +84,14 @@ class StatusConfig:
 class ModelConfig:
     dtype: Dtype = DEFAULT_DTYPE
     json: Json = False
+    context_tokens: Annotated[
+        int, Option("info: context of the figures; 0: 2048", unit="tokens", low=0)
+    ] = 0
+    batch: Annotated[int, Option("info: sequences decoded together", unit="sequences", low=1)] = 1
+    efficiency: Annotated[
+        float,
+        Option("info: share of a card's peak that prefill reaches", unit="share", low=0.01, high=1),
+    ] = 0.6
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""``pdserve model prepare M`` and ``pdserve model info M``. No torch is loaded."""
+"""``pdserve model prepare M`` and ``pdserve model info M``. No torch is loaded.
+
+``info`` of a shipped shape (llama-3-8b) or of a folder with a config.json alone needs no weights.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cluster.config import ModelConfig
+from cluster.cost_report import cost_report, cost_table
+from engine.modelfiles.costs import shape_of
 from engine.modelfiles.prepare import ModelSummary, model_summary, prepare_model
 from pdserve.config import build_config
 from pdserve.flags import FlagParser
+from pdserve.prepared import ModelConfig as ModelShape
 
 
 def run_model(argv: Sequence[str]) -> int:
@@ -20,13 +27,29 @@ def run_model(argv: Sequence[str]) -> int:
     parser.add_options("options", ModelConfig)
     sources = parser.parse(argv)
     config = build_config(ModelConfig, "model", sources)
-    prepared = prepare_model(str(sources.flags["model"]), config.dtype, progress=_progress)
+    model = str(sources.flags["model"])
+    if sources.flags["action"] == "info" and (shape := _shape_alone(model)) is not None:
+        found = cost_report(model, shape, config)
+        print(json.dumps(found, indent=1) if config.json else cost_table(found))
+        return 0
+    prepared = prepare_model(model, config.dtype, progress=_progress)
     if sources.flags["action"] == "prepare":
         print(prepared.folder)
         return 0
     summary = model_summary(prepared)
-    print(json.dumps(dataclasses.asdict(summary), indent=1) if config.json else _table(summary))
+    found = cost_report(summary.name, prepared.config, config)
+    if config.json:
+        print(json.dumps({**dataclasses.asdict(summary), "costs": found}, indent=1))
+    else:
+        print(_table(summary), cost_table(found), sep="\n\n")
     return 0
+
+
+def _shape_alone(model: str) -> ModelShape | None:
+    """The shape where there are no weights to read beside it."""
+    folder = Path(model).expanduser()
+    has_weights = folder.is_dir() and any(folder.glob("*.safetensors"))
+    return None if has_weights else shape_of(model)
 
 
 def _progress(line: str) -> None:
