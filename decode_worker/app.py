@@ -20,6 +20,7 @@ from engine.step import StepRunner
 from kvtransfer.importer import Importer
 from kvtransfer.transports.base import Dialer
 from kvtransfer.transports.grpc import GrpcDialer
+from kvtransfer.transports.shm import ShmDialer
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
@@ -61,7 +62,7 @@ class DecodeApp:
     async def __aenter__(self) -> DecodeApp:
         if self._dialers is None:
             limit = self._config.transfer.max_message_bytes(self._runner.layout)
-            self._dialers = {"grpc": GrpcDialer(limit)}
+            self._dialers = {"shm": ShmDialer(), "grpc": GrpcDialer(limit)}
         self._importer = importer = Importer(
             self._runner.buffers, self._clock, self._config.transfer,
             self.hello.worker_id, self.hello.incarnation, self._dialers,

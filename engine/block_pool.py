@@ -65,6 +65,10 @@ class BlockBuffers(Protocol):
     @property
     def copier(self) -> BlockCopier | None: ...
 
+    @property
+    def memory_fd(self) -> int | None:
+        """A file in which block i begins at byte i * block_bytes; None: nobody else can map it."""
+
     def view(self, block_id: int) -> memoryview:
         """Writable bytes of one whole block, ``layout.block_bytes`` long, in layout order.
 

@@ -24,6 +24,7 @@ from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
 from pdserve.clock import Clock
 from pdserve.errors import EngineFailure
+from pdserve.memory_file import MemoryFile
 from pdserve.prepared import PreparedModel
 from pdserve.types import KVLayout, SamplingParams, TokenLogprobs
 
@@ -52,14 +53,16 @@ def fake_tokens(
 
 
 class FakeBuffers:
-    """KV memory in ordinary pages, zero until written. Satisfies ``BlockBuffers``."""
+    """KV memory on the host, zero until written. Satisfies ``BlockBuffers``."""
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
         self.device = "cpu"
         self.copier: BlockCopier | None = None
-        self._memory = memoryview(bytearray(num_blocks * layout.block_bytes))
+        self._file = MemoryFile(num_blocks * layout.block_bytes, "pdserve-kv")
+        self.memory_fd = self._file.fd
+        self._memory = self._file.view
 
     def view(self, block_id: int) -> memoryview:
         if not 0 <= block_id < self.num_blocks:

@@ -4,19 +4,19 @@
 
 One block is contiguous, in ``KVLayout.order``. The block after the last is never leased and stays
 zero: batches of unequal length point there where a sequence has no block. On a CPU the memory is
-an anonymous mapping: page aligned, and pages exist once they are written. On another device blocks
-are copied through host memory (staged_blocks.py). Satisfies BlockBuffers. Knows nothing of who
-holds which block (block_pool.py). Not covered: memory shared between processes.
+a file without a name, which the road may show to another process (pdserve/memory_file.py). On
+another device blocks are copied through host memory (staged_blocks.py). Satisfies BlockBuffers.
+Knows nothing of who holds which block (block_pool.py). Not covered: device memory shared between
+processes.
 """
 
 from __future__ import annotations
-
-import mmap
 
 import torch
 
 from engine.devices import wait_for_device
 from engine.staged_blocks import StagedBlocks
+from pdserve.memory_file import MemoryFile
 from pdserve.types import KVLayout
 
 TORCH_DTYPES = {
@@ -43,11 +43,12 @@ class KvCache:
             layout.head_dim,
         )  # fmt: skip
         self._bytes: memoryview | None = None
+        self._file: MemoryFile | None = None
         if device.type == "cpu":
             size_bytes = (num_blocks + 1) * layout.block_bytes
-            mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._bytes = memoryview(mapping)
-            self.blocks = torch.frombuffer(mapping, dtype=dtype).view(shape)
+            self._file = MemoryFile(size_bytes, "pdserve-kv")
+            self._bytes = self._file.view
+            self.blocks = torch.frombuffer(self._file.mapping, dtype=dtype).view(shape)
         else:
             self.blocks = torch.zeros(shape, dtype=dtype, device=device)
             wait_for_device(device)  # copies run on another stream
@@ -69,6 +70,11 @@ class KvCache:
     @property
     def device(self) -> str:
         return str(self._device)
+
+    @property
+    def memory_fd(self) -> int | None:
+        """None on another device than a CPU, and where there is no memfd."""
+        return None if self._file is None else self._file.fd
 
     @property
     def copier(self) -> StagedBlocks | None:

@@ -64,7 +64,8 @@ def _header(message: KvMessage) -> dict[str, Any]:
         case Open():
             return {**_plain(message), "layout": dataclasses.asdict(message.layout)}
         case Frame():
-            return {**_plain(message), "payload_len": message.payload_len}
+            block_ids = list(message.block_ids)
+            return {**_plain(message), "payload_len": message.payload_len, "block_ids": block_ids}
         case Commit():
             first = message.first_token
             return {
@@ -93,6 +94,7 @@ def _decode_frame(fields: HeaderFields, payload: memoryview) -> Frame:
     payload_len = fields.count("payload_len")
     if payload_len != payload.nbytes:
         raise FrameCorrupt(f"Frame.payload_len is {payload_len}, {payload.nbytes} bytes came")
+    block_ids = fields.counts("block_ids")
     frame = Frame(
         ticket_id=TicketId(fields.text("ticket_id")),
         epoch=fields.count("epoch"),
@@ -105,7 +107,8 @@ def _decode_frame(fields: HeaderFields, payload: memoryview) -> Frame:
         num_heads=fields.count("num_heads"),
         dtype=fields.text("dtype"),
         xxh3=fields.count("xxh3", MAX_CHECKSUM),
-        pieces=(payload,),
+        pieces=() if block_ids and not payload.nbytes else (payload,),
+        block_ids=block_ids,
     )
     fields.finish()
     return frame
@@ -182,7 +185,9 @@ _NUMBERS = {cls: number for number, cls in _TYPES.items()}
 _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {
     Open: _decode_open,
     Ready: lambda fields: Ready(fields.count("num_tokens")),
-    Accept: lambda fields: Accept(fields.count("from_token"), fields.count("credit_bytes")),
+    Accept: lambda fields: Accept(
+        fields.count("from_token"), fields.count("credit_bytes"), fields.flag("in_place")
+    ),
     Commit: _decode_commit,
     Ack: lambda fields: Ack(),
     Nack: lambda fields: Nack(fields.text("code"), fields.text("detail")),

@@ -25,7 +25,7 @@ import xxhash
 
 from pdserve.errors import FrameCorrupt
 
-VERSION = 1
+VERSION = 2  # of the envelope: block_ids and in_place came with 2
 MAGIC = b"KV"
 MAX_HEADER_BYTES = 64 * 1024
 

@@ -27,6 +27,20 @@ class HeaderFields:
             raise self.refusal(name, "a whole number from 0", value)
         return value
 
+    def flag(self, name: str) -> bool:
+        value = self._pop(name)
+        if not isinstance(value, bool):
+            raise self.refusal(name, "true or false", value)
+        return value
+
+    def counts(self, name: str) -> tuple[int, ...]:
+        value = self._pop(name)
+        if not isinstance(value, list) or not all(
+            type(each) is int and each >= 0 for each in value
+        ):
+            raise self.refusal(name, "a list of whole numbers from 0", value)
+        return tuple(value)
+
     def text(self, name: str) -> str:
         value = self._pop(name)
         if not isinstance(value, str):

@@ -3,19 +3,22 @@
 Two tasks: one receives what the reader says and notes it, the other sends what can be sent; the
 second sleeps on one event that everything wakes. Frames are copied out of the blocks when they are
 sent, and the lease is pinned just for the copy, so an ended export frees its blocks at once (on a
-device: once the running copy has ended) even if a reader is slow. Does not decide who gets a
-ticket (ticket_book.py).
+device: once the running copy has ended) even if a reader is slow. Blocks named to a reader that
+reads them in place stay pinned until it credits them or is gone (lent_blocks.py). Does not decide
+who gets a ticket (ticket_book.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
 from kvtransfer.digest import ReadDigest, payload_checksum
 from kvtransfer.export import Export
+from kvtransfer.lent_blocks import LentBlocks
 from kvtransfer.messages import (
     Accept,
     Ack,
@@ -45,6 +48,8 @@ from pdserve.errors import (
 from pdserve.log import event_log
 from pdserve.types import KVLayout
 
+MAX_LENT_BLOCKS = 4096  # named in one frame: its header has a limit
+
 _log = event_log(__name__)
 
 
@@ -68,6 +73,8 @@ class HolderSession:
         self._export: Export | None = None
         self._position: int | None = None  # next token to send; None before Accept
         self._credit_bytes = 0
+        self._in_place = False
+        self._lent = LentBlocks()
         self._seq = 0
         self._digest = ReadDigest()
         self._commit_sent = False
@@ -94,10 +101,18 @@ class HolderSession:
             if self._export is not None:
                 gone = self._failure or PeerUnreachable("the reader is gone")
                 self._export.detach(self, gone)
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
+            await self._end_receiving(receiving)
         if self._failure is not None:
             raise self._failure
+
+    async def _end_receiving(self, receiving: asyncio.Task[None]) -> None:
+        """A reader that may still read in place gets a moment to end that, or to go."""
+        timeout_s = self._config.farewell_timeout_s if self._lent.num_bytes else 0.0
+        if timeout_s and not await self._lent.returned(receiving, timeout_s):
+            _log.warning("kv_blocks_taken_back", peer=self._connection.peer)
+        self._lent.take_back()
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
 
     # --- what is sent -------------------------------------------------------------------------
 
@@ -153,6 +168,8 @@ class HolderSession:
         )
         if end <= self._position:
             return None
+        if self._in_place:
+            end = min(end, self._position + MAX_LENT_BLOCKS * layout.block_size)
         export.lease.pin()
         try:
             blocks = range(self._position // layout.block_size, layout.num_blocks(end))
@@ -160,7 +177,11 @@ class HolderSession:
             pieces = await block_pieces(self._buffers, block_ids)
             if self._over:
                 return None  # cut while the device copied
-            return encode(self._frame(export, self._position, end, pieces))
+            frame = self._frame(export, self._position, end, pieces)
+            if self._in_place:
+                self._lent.lend(export.lease, frame.payload_len)
+                frame = replace(frame, pieces=(), block_ids=tuple(block_ids))
+            return encode(frame)
         finally:
             export.lease.unpin()
 
@@ -215,7 +236,7 @@ class HolderSession:
 
     async def _receive_all(self) -> None:
         try:
-            while not self._over:
+            while not self._over or self._lent.num_bytes:
                 self._note(decode(await self._connection.receive()))
         except PdserveError as error:
             self._end(error)
@@ -226,10 +247,13 @@ class HolderSession:
                 self._start_sending(message, self._export)
             case Credit() if self._position is not None:
                 self._credit_bytes += message.num_bytes
+                self._lent.give_back(message.num_bytes)
             case Ack() if self._commit_sent and self._export is not None:
+                self._lent.take_back()
                 self._export.acknowledge(self)
                 self._end()
             case Nack():
+                self._lent.take_back()
                 self._end(transfer_error(message.code, message.detail))
             case _:
                 self._end(ProtocolError(f"{type(message).__name__} out of order"))
@@ -241,9 +265,12 @@ class HolderSession:
             self._end(ProtocolError(f"credit_bytes {accept.credit_bytes} is less than one block"))
         elif accept.from_token % layout.block_size or accept.from_token > export.num_tokens:
             self._end(FrameCorrupt(f"from_token {accept.from_token} is no block boundary"))
+        elif accept.in_place and self._buffers.memory_fd is None:
+            self._end(ProtocolError("in_place: these blocks cannot be read in place"))
         else:
             self._position = accept.from_token
             self._credit_bytes = accept.credit_bytes
+            self._in_place = accept.in_place
 
     def _end(self, failure: PdserveError | None = None) -> None:
         if not self._over:

@@ -113,17 +113,24 @@ class Importer:
                 self._part(connection, last_word)
 
     async def _dial(self, ticket: TransferTicket) -> tuple[Endpoint, Connection]:
-        for endpoint in ticket.endpoints:
-            if endpoint.transport in self._dialers:
-                break
-        else:
+        """The first endpoint, in the holder's order, that can be reached by a transport of ours."""
+        common = [each for each in ticket.endpoints if each.transport in self._dialers]
+        if not common:
             offered = ", ".join(endpoint.transport for endpoint in ticket.endpoints) or "nothing"
             ours = ", ".join(self._dialers) or "nothing"
             raise PeerUnreachable(f"no common transport: holder has {offered}, reader has {ours}")
+        for endpoint in common[:-1]:
+            try:
+                return endpoint, await self._dial_one(endpoint)
+            except PeerUnreachable as error:
+                _log.debug("kv_dial_failed", transport=endpoint.transport, error=str(error))
+        return common[-1], await self._dial_one(common[-1])
+
+    async def _dial_one(self, endpoint: Endpoint) -> Connection:
         timeout_s = self._config.open_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return endpoint, await self._dialers[endpoint.transport].dial(endpoint.address)
+                return await self._dialers[endpoint.transport].dial(endpoint.address)
         except TimeoutError:
             raise PeerUnreachable(
                 f"{endpoint.transport} {endpoint.address}: no connection in {timeout_s:g} s"

@@ -40,10 +40,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The reader has blocks: send from this token, a block boundary, within the credit."""
+    """The reader has blocks: send from this token, a block boundary, within the credit.
+
+    ``in_place``: frames shall name blocks, which the reader reads itself, instead of carrying them.
+    """
 
     from_token: int
     credit_bytes: int
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ class Frame:
     """KV of whole blocks: tokens ``first_token`` up to ``first_token + num_tokens``.
 
     The last block may be partly filled. ``pieces`` is the payload: a view of each block when sent,
-    one view of the received message when received.
+    one view of the received message when received. A frame in place has no pieces but
+    ``block_ids``, numbers of the holder's blocks: they stay as they are until its bytes are
+    credited or the read is over.
     """
 
     ticket_id: TicketId
@@ -91,7 +97,8 @@ class Frame:
     num_heads: int
     dtype: str
     xxh3: int
-    pieces: tuple[memoryview, ...]
+    pieces: tuple[memoryview, ...] = ()
+    block_ids: tuple[int, ...] = ()
 
     @property
     def payload_len(self) -> int:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from kvtransfer.block_bytes import place_frame
+from kvtransfer.block_bytes import carried, lying_there, place_frame
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
 from kvtransfer.digest import ReadDigest
@@ -158,7 +158,8 @@ class ReaderSession:
 
     async def _accept(self) -> None:
         self._credit_bytes = max(self._config.credit_bytes, self._buffers.layout.block_bytes)
-        await self._send(Accept(self._position, self._credit_bytes))
+        in_place = self._connection.window is not None
+        await self._send(Accept(self._position, self._credit_bytes, in_place))
 
     async def _receive_frames(self, lease: Lease, intake: IntakeBudget) -> Commit:
         while True:
@@ -176,19 +177,26 @@ class ReaderSession:
         if self._first_frame_s is None:
             self._first_frame_s = self._clock.now()
         self._check(frame)
+        layout, window = self._buffers.layout, self._connection.window
+        first_block = self._position // layout.block_size
+        blocks = range(first_block, first_block + layout.num_blocks(frame.num_tokens))
+        num_bytes = len(blocks) * layout.block_bytes
+        if window is None:
+            fill = carried(frame)
+        else:
+            fill = lying_there(frame, window, self._ticket.layout.block_bytes)
         self._waits_for_peer = False
-        await intake.take(frame.payload_len)
+        await intake.take(num_bytes)
         await place_frame(
-            self._buffers, lease, self._position // self._buffers.layout.block_size, frame,
-            read_back=self._config.read_back,
-        )  # fmt: skip
+            self._buffers, lease, blocks, frame, fill, read_back=self._config.read_back
+        )
         self._waits_for_peer = True
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
-        self._num_bytes += frame.payload_len
+        self._num_bytes += num_bytes
         if self._position < self._ticket.num_tokens:
-            await self._send(Credit(frame.payload_len))
-            self._credit_bytes += frame.payload_len
+            await self._send(Credit(num_bytes))
+            self._credit_bytes += num_bytes
 
     def _check(self, frame: Frame) -> None:
         """Everything but the checksum. Raises FrameCorrupt naming the field."""
@@ -211,8 +219,12 @@ class ReaderSession:
         inside = self._position < end <= ticket.num_tokens
         if not inside or (end % layout.block_size and end != ticket.num_tokens):
             raise FrameCorrupt(f"frame num_tokens {frame.num_tokens} at {self._position}")
-        payload_len = layout.num_blocks(frame.num_tokens) * layout.block_bytes
-        if frame.payload_len != payload_len:
+        num_blocks = layout.num_blocks(frame.num_tokens)
+        in_place = self._connection.window is not None
+        if len(frame.block_ids) != num_blocks * in_place:
+            raise FrameCorrupt(f"frame block_ids are {len(frame.block_ids)} of {num_blocks}")
+        payload_len = num_blocks * layout.block_bytes
+        if frame.payload_len != payload_len * (not in_place):
             raise FrameCorrupt(f"frame payload is {frame.payload_len} bytes, not {payload_len}")
         limit = min(self._config.max_payload_bytes(layout), self._credit_bytes)
         if payload_len > limit:

@@ -20,6 +20,7 @@ from engine.build import check_engine_config, max_model_len
 from engine.step import StepRunner
 from kvtransfer.exporter import Exporter
 from kvtransfer.transports.base import Listener
+from kvtransfer.transports.shm import ShmListener
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
@@ -36,7 +37,7 @@ _log = event_log(__name__)
 
 
 class PrefillApp:
-    """Async context manager. ``listeners`` default to gRPC, ``dial_router`` to gRPC too."""
+    """Async context manager. ``listeners`` default to shm and gRPC, ``dial_router`` to gRPC too."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class PrefillApp:
         self._runner = runner
         self._clock = clock
         self._exporter = Exporter(runner.buffers, clock, config.transfer)
-        self._listeners = list(self._grpc_listeners() if listeners is None else listeners)
+        self._listeners = list(self._own_listeners() if listeners is None else listeners)
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []
         self._worker: PrefillWorker | None = None
@@ -162,10 +163,13 @@ class PrefillApp:
             await listener.close()
         self._started.clear()
 
-    def _grpc_listeners(self) -> list[Listener]:
+    def _own_listeners(self) -> list[Listener]:
+        """In the order in which readers shall try them: shared memory where there is any."""
         from kvtransfer.transports.grpc import GrpcListener
 
-        return [GrpcListener(self._config.listen, self._config.advertise)]
+        over_tcp = GrpcListener(self._config.listen, self._config.advertise)
+        memory_fd = self._runner.buffers.memory_fd
+        return [over_tcp] if memory_fd is None else [ShmListener(memory_fd), over_tcp]
 
 
 async def _dial_by_grpc(address: str) -> WorkerLink:

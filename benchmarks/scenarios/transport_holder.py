@@ -22,13 +22,14 @@ from kvtransfer.exporter import Exporter
 from kvtransfer.messages import FirstTokenInfo
 from kvtransfer.transports.grpc import GrpcListener
 from pdserve.clock import MonotonicClock
+from pdserve.memory_file import MemoryFile
 from pdserve.types import Endpoint, KVLayout, TicketId, TransferTicket, WorkerId
 
 _SEND_BYTES = 4 << 20
 
 
 class FilledBuffers:
-    """Blocks in one bytearray, every page touched. Satisfies BlockBuffers."""
+    """Blocks in one piece of memory, every page touched. Satisfies BlockBuffers."""
 
     device = "cpu"
     copier = None
@@ -38,7 +39,10 @@ class FilledBuffers:
         self.num_blocks = num_blocks
         page = random.Random(seed).randbytes(4096)
         num_bytes = num_blocks * layout.block_bytes
-        self.memory = memoryview(bytearray(page * -(-num_bytes // 4096)))[:num_bytes]
+        self._file = MemoryFile(num_bytes, "pdserve-kv-benchmark")
+        self.memory_fd = self._file.fd
+        self.memory = self._file.view
+        self.memory[:] = (page * -(-num_bytes // 4096))[:num_bytes]
 
     def view(self, block_id: int) -> memoryview:
         size = self.layout.block_bytes

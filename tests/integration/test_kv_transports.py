@@ -55,7 +55,8 @@ class Ends:
 async def ends_of(transport: str) -> AsyncIterator[Ends]:
     """Both ends; afterwards no task and no handler may be left."""
     before = asyncio.all_tasks()
-    ends = Ends(make_carrier(transport, ByteBuffers(LAYOUT, NUM_BLOCKS, 1), TransferConfig()))
+    buffers = ByteBuffers(LAYOUT, NUM_BLOCKS, 1)
+    ends = Ends(make_carrier(transport, buffers, TransferConfig()))
     ends.endpoint = await ends.carrier.listener.start(ends.handle)
     assert ends.endpoint.transport == transport
     try:

@@ -53,7 +53,7 @@ async def test_a_service_answers_on_both_faces_and_stops() -> None:
         assert "".join(c["text"] for chunk in chunks for c in chunk["choices"]) == text
         ledger = next(chunk["pdserve"] for chunk in chunks if "pdserve" in chunk)
         assert (ledger["prefill_worker"], ledger["decode_worker"]) == ("prefill-0", "decode-0")
-        assert ledger["kv_transport"] == "grpc"
+        assert ledger["kv_transport"] == "shm"
         assert ledger["kv_tokens"] == len("hello there")
         await service.stop()
         assert not [line for line in said if "killed" in line or "died" in line]

@@ -66,7 +66,7 @@ async def greedy(client: AsyncClient, prompt_ids: tuple[int, ...], num_tokens: i
         found.extend(delta.token_ids)
     assert stream.timing is not None
     assert stream.timing.kv_tokens == len(prompt_ids)
-    assert stream.timing.kv_transport == "grpc"
+    assert stream.timing.kv_transport == "shm"
     return found
 
 

@@ -20,6 +20,7 @@ from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FirstTokenInfo
 from kvtransfer.transports.base import Handler
 from pdserve.clock import MonotonicClock
+from pdserve.memory_file import MemoryFile
 from pdserve.types import (
     Endpoint,
     KVLayout,
@@ -44,7 +45,10 @@ class ByteBuffers:
         self.num_blocks = num_blocks
         self.device = "cpu"
         self.copier: BlockCopier | None = None
-        self._memory = memoryview(bytearray(random.Random(seed).randbytes(self.num_bytes)))
+        self._file = MemoryFile(self.num_bytes, "pdserve-kv-test")
+        self.memory_fd = self._file.fd
+        self._memory = self._file.view
+        self._memory[:] = random.Random(seed).randbytes(self.num_bytes)
 
     @property
     def num_bytes(self) -> int:

@@ -6,6 +6,7 @@ of KV reads (test_kv_read.py) and the fault tests take it from there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from kvtransfer.config import TransferConfig
 from kvtransfer.transports.base import Dialer, Listener
 from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
 from kvtransfer.transports.inproc import InprocNetwork
+from kvtransfer.transports.shm import ShmDialer, ShmListener
 
 
 class Carrier:
@@ -49,9 +51,21 @@ def _grpc(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
     return Carrier(GrpcListener(), GrpcDialer())
 
 
+def _shm(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    # Blocks that cannot be shown: as a worker does, what everybody can read.
+    if buffers.memory_fd is None:
+        return _grpc(buffers, config)
+    return Carrier(ShmListener(buffers.memory_fd), ShmDialer())
+
+
+def _no_memfd() -> str:
+    return "" if hasattr(os, "memfd_create") else "no memfd_create on this system"
+
+
 CASES = {
     "inproc": TransportCase(_inproc, crosses=False),
     "grpc": TransportCase(_grpc),
+    "shm": TransportCase(_shm, missing=_no_memfd),
 }
 
 

@@ -84,6 +84,7 @@ class StagedBuffers:
         self.num_blocks = inner.num_blocks
         self.device = DEVICE
         self.copier: BlockCopier | None = copier
+        self.memory_fd: int | None = None
 
     def view(self, block_id: int) -> memoryview:
         raise ValueError(f"no byte view of block {block_id} on {self.device}")

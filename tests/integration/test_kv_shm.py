@@ -1,0 +1,104 @@
+"""What only the shm transport has: memory of another process, and ends that die by SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvtransfer.transports.shm import ShmDialer
+from pdserve.errors import FrameCorrupt, PeerUnreachable
+from pdserve.types import Endpoint
+from support import kv_process
+from support.kv_pair import FIRST, LAYOUT, kv_pair, until
+from support.kv_transports import Carrier
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shm: no memfd_create")
+
+
+@asynccontextmanager
+async def other_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """(process, its first line); killed at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(Path(kv_process.__file__)), *arguments,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield process, (await process.stdout.readline()).decode().strip()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def maps_memory_of_others() -> int:
+    """Read-only mappings of pools in this process."""
+    lines = Path("/proc/self/maps").read_text("ascii").splitlines()
+    return sum("memfd:pdserve-kv" in line and " r--s " in line for line in lines)
+
+
+async def test_a_holder_killed_while_it_is_read_leaves_nothing() -> None:
+    dialer = ShmDialer()
+
+    def wrap(carrier: Carrier) -> None:
+        carrier.dialer = dialer
+
+    async with other_process("hold") as (process, address), kv_pair("shm", wrap=wrap) as pair:
+        ticket = pair.ticket(kv_process.NUM_TOKENS, endpoints=(Endpoint("shm", address),))
+        reading = pair.redeem(ticket)
+        await until(lambda: pair.intake.bytes_taken > 0)
+        assert (dialer.num_mapped, maps_memory_of_others()) == (1, 1)
+        process.kill()
+        with pytest.raises(PeerUnreachable):
+            await reading
+        await until(lambda: dialer.num_mapped == 0)
+        assert maps_memory_of_others() == 0
+        assert pair.reader_pool.num_free == pair.reader_pool.num_blocks
+        with pytest.raises(PeerUnreachable):
+            await dialer.dial(address)
+
+
+async def test_a_reader_killed_while_it_reads_leaves_the_kv_to_the_next() -> None:
+    async with kv_pair("shm") as pair:
+        ticket = pair.ticket(kv_process.NUM_TOKENS)
+        export = pair.offer(ticket)
+        export.advance(8)
+        async with other_process("read", pair.endpoint.address) as (process, line):
+            assert line == "reading"
+            process.kill()
+            await process.wait()
+        await until(lambda: export.is_held)
+        later = replace(ticket, epoch=2)
+        assert export.rearm(later)
+        export.advance(ticket.num_tokens)
+        export.commit(FIRST)
+        pair.take(await pair.redeem(later), export)
+
+
+async def test_nothing_outside_the_pool_is_read() -> None:
+    carriers: list[Carrier] = []
+    async with kv_pair("shm", wrap=carriers.append) as pair:
+        connection = await carriers[0].dialer.dial(pair.endpoint.address)
+        assert connection.window is not None
+        await until(lambda: pair.exporter.num_connections == 1)
+        out = memoryview(bytearray(LAYOUT.block_bytes))
+        await connection.window.read([LAYOUT.block_bytes], [out])
+        assert out == pair.source.view(1)
+        with pytest.raises(FrameCorrupt, match="pool"):
+            await connection.window.read([pair.source.num_bytes - 1], [out])
+        await connection.close()
+
+
+async def test_what_cannot_be_reached_by_shm_is_read_by_the_next_transport() -> None:
+    """Another host offers an address that nobody here has."""
+    async with kv_pair("shm") as pair:
+        ticket = pair.ticket(9, endpoints=(Endpoint("shm", "pdserve-kv-elsewhere"), pair.endpoint))
+        export = pair.offer_computed(ticket)
+        pair.take(await pair.redeem(ticket), export)
