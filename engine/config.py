@@ -47,6 +47,10 @@ class EngineConfig:
         Option("keep the KV of sequences that ended for later ones that begin the same",
                choices=("on", "off")),
     ] = "on"  # fmt: skip
+    native: Annotated[
+        str, Option("C kernels on a CPU: 'auto' falls back to torch, 'on' refuses to",
+                    choices=("auto", "on", "off"))
+    ] = "auto"  # fmt: skip
     fake_prefill_us: Annotated[
         float, Option("fake engine: time for each prompt token", unit="µs", low=0)
     ] = 20.0

@@ -1,6 +1,6 @@
 """The real engine behind StepRunner: a Llama model, its KV pool, and one thread that computes.
 
-``run`` reads the sequences and lays out the batch on the event loop (batch_plan.py,
+``run`` reads the sequences and lays out the batch on the event loop (the model's ``stage``,
 logit_edits.py), then hands the rest to the engine thread, which alone computes. On a CUDA device
 too a step has ended when ``run`` returns or raises: nothing it started still writes KV. Anything
 torch raises there comes out of ``run``; the step loop makes an EngineFailure of it.
@@ -19,19 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from engine.attention import choose_row_padding
-from engine.batch_plan import BatchPlan, plan_batch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.devices import free_bytes, parse_device, wait_for_device
 from engine.kv_cache import KvCache
-from engine.linear import choose_kernel
 from engine.logit_edits import plan_edits
-from engine.model import LINEAR_NAMES, LlamaModel
+from engine.model_choice import open_step_model
 from engine.modelfiles.weights import map_weights
 from engine.sampler import SamplingRow, sample
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
+from engine.step_models import StagedStep, StepModel
 from pdserve.errors import ConfigError
 from pdserve.log import event_log
 from pdserve.prepared import PreparedModel
@@ -65,6 +63,7 @@ class ModelRunner:
         block_size: int,
         num_threads: int,
         cpus: tuple[int, ...] = (),
+        native: str = "auto",
     ) -> None:
         config = prepared.config
         self.vocab_size = config.vocab_size
@@ -77,7 +76,7 @@ class ModelRunner:
         self._thread = ThreadPoolExecutor(1, "engine", _enter_thread, (num_threads, cpus))
         try:
             self.buffers = KvCache(self.layout, num_blocks, self._device)
-            self._model = self._thread.submit(self._load, prepared, weights).result()
+            self._model = self._thread.submit(self._load, prepared, weights, native).result()
         except BaseException:
             self._thread.shutdown()
             raise
@@ -91,15 +90,19 @@ class ModelRunner:
 
     @property
     def kernels(self) -> str:
-        """The linear kernel, the multiple to which attention pads query rows, and what varies."""
-        return self._kernels
+        """Which kernels compute, and what varies with the batch if anything does."""
+        return self._model.kernels
+
+    def phase_seconds(self) -> dict[str, float]:
+        """See ``StepModel``."""
+        return self._model.phase_seconds()
 
     async def run(self, rows: SequenceOf[StepRow]) -> list[SampledToken | None]:
-        plan, sampling = self._plan(rows)
+        staged, sampling = self._plan(rows)
         loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self._thread, self._step, plan, sampling)
+        tokens = await loop.run_in_executor(self._thread, self._step, staged, sampling)
         results: list[SampledToken | None] = [None] * len(rows)
-        for index, token in zip(plan.sample_rows, tokens, strict=True):
+        for index, token in zip(staged.sample_rows, tokens, strict=True):
             results[index] = token
         return results
 
@@ -107,6 +110,7 @@ class ModelRunner:
         """Wait for the running step, if any, and end the thread."""
         await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
         self._thread.shutdown()
+        self._model.close()
         self.buffers.close()
 
     def warm_up(self) -> None:
@@ -125,43 +129,33 @@ class ModelRunner:
                 self._thread.submit(self._step, *self._plan([row])).result()
         lease.release()
 
-    def _load(self, prepared: PreparedModel, weights: Mapping[str, torch.Tensor]) -> LlamaModel:
-        config = prepared.config
-        linears = [weights[f"layers.0.{name}"] for name in LINEAR_NAMES]
-        linears.append(weights["embed" if config.tied_embeddings else "lm_head"])
-        kernel = choose_kernel(linears, self._device)
-        padding = choose_row_padding(config.head_dim, self._device)
-        self._kernels = f"linear {kernel.name}, {padding}"
+    def _load(
+        self, prepared: PreparedModel, weights: Mapping[str, torch.Tensor], native: str
+    ) -> StepModel:
+        model = open_step_model(
+            native, prepared, weights, self.buffers, self._device, num_threads=self._num_threads
+        )
         logger.info(
             "kernels_chosen",
             device=self._device,
             threads=self._num_threads,
-            kernels=self._kernels,
+            kernels=model.kernels,
         )
-        num_positions = min(config.max_positions, self.buffers.num_blocks * self.layout.block_size)
-        with torch.inference_mode():
-            return LlamaModel(
-                config,
-                weights,
-                device=self._device,
-                kernel=kernel,
-                padding=padding,
-                num_positions=num_positions,
-            )
+        return model
 
-    def _plan(self, rows: SequenceOf[StepRow]) -> tuple[BatchPlan, list[SamplingRow]]:
-        plan = plan_batch(rows, self.layout, self.buffers.zero_block_id)
-        return plan, [self._sampling_row(rows[index]) for index in plan.sample_rows]
+    def _plan(self, rows: SequenceOf[StepRow]) -> tuple[StagedStep, list[SamplingRow]]:
+        staged = self._model.stage(rows)
+        return staged, [self._sampling_row(rows[index]) for index in staged.sample_rows]
 
     def _sampling_row(self, row: StepRow) -> SamplingRow:
         sequence = row.sequence
         edits = plan_edits(sequence, self.eos_token_ids, self.vocab_size)
         return SamplingRow(sequence.sampling, sequence.num_generated, edits)
 
-    def _step(self, plan: BatchPlan, rows: SequenceOf[SamplingRow]) -> list[SampledToken]:
+    def _step(self, staged: StagedStep, rows: SequenceOf[SamplingRow]) -> list[SampledToken]:
         try:
             with torch.inference_mode():
-                logits = self._model.forward(plan, self.buffers)
+                logits = staged.compute()
                 return sample(logits, rows) if rows else []
         finally:  # a step without samples waits for nothing else, nor does one that raised
             wait_for_device(self._device)
@@ -196,6 +190,7 @@ def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRu
         block_size=config.block_size,
         num_threads=num_threads,
         cpus=cpus,
+        native=config.native,
     )
     runner.warm_up()
     return runner

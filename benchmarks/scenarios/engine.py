@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--native", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--chunk-tokens", type=int, default=256)
     parser.add_argument("--prefill", type=int, nargs="*", default=[128, 512, 2048])
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8, 32])
@@ -48,7 +49,7 @@ async def _run(args: argparse.Namespace) -> ScenarioResult:
     config = replace(
         EngineConfig(),
         model=args.model, dtype=args.dtype, device=args.device, threads=args.threads,
-        chunk_tokens=args.chunk_tokens,
+        chunk_tokens=args.chunk_tokens, native=args.native,
     )  # fmt: skip
     prepared = prepare(config, print)
     runner = build_runner(config, prepared, MonotonicClock())

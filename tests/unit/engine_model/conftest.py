@@ -10,12 +10,15 @@ import pytest
 from engine.model_runner import ModelRunner
 from engine.modelfiles.prepare import prepare_model
 from engine.modelfiles.weights import map_weights
+from engine.native import compiler
 from pdserve.prepared import PreparedModel
 from support.tiny_families import write_tiny_family
 from support.tiny_llama import write_tiny_llama
 
 PrepareTiny = Callable[..., PreparedModel]
 MakeRunner = Callable[..., ModelRunner]
+
+AVX2_FLAGS = ("-mavx2", "-mfma")
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +43,22 @@ def prepare_tiny(tmp_path_factory: pytest.TempPathFactory) -> PrepareTiny:
 
 
 @pytest.fixture
-async def make_runner(prepare_tiny: PrepareTiny) -> AsyncIterator[MakeRunner]:
+def native() -> str:
+    """What runners compute with: "off" torch, "on" the host's C kernels, "avx2" those of AVX2.
+
+    A module that tests several has a parametrised fixture of this name.
+    """
+    return "auto"
+
+
+@pytest.fixture
+async def make_runner(
+    prepare_tiny: PrepareTiny, native: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeRunner]:
     """``make_runner(prepared or None, num_threads=, block_size=, num_blocks=)``."""
+    if native == "avx2":
+        monkeypatch.setattr(compiler, "HOST_FLAGS", AVX2_FLAGS)
+        native = "on"
     runners: list[ModelRunner] = []
 
     def make(
@@ -59,6 +76,7 @@ async def make_runner(prepare_tiny: PrepareTiny) -> AsyncIterator[MakeRunner]:
             num_blocks=num_blocks or 16384 // block_size,
             block_size=block_size,
             num_threads=num_threads,
+            native=native,
         )
         runners.append(runner)
         return runner

@@ -30,6 +30,11 @@ MODELS: dict[str, dict[str, Any]] = {
 NUM_NEW = 24
 
 
+@pytest.fixture(params=["off", "on", "avx2"])
+def native(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def load_peer(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 

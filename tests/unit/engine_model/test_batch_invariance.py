@@ -39,6 +39,11 @@ CASES = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")
 CASES += [("qwen3", "float16")]
 
 
+@pytest.fixture(params=["off", "on"])
+def native(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @dataclass(frozen=True)
 class Outcome:
     tokens: list[SampledToken]

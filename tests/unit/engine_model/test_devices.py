@@ -135,6 +135,7 @@ def test_the_pool_is_a_share_of_what_the_weights_leave_free(
     assert made["device"] == "cuda:1"
 
 
+@pytest.mark.parametrize("native", ["off"])
 async def test_every_step_waits_for_its_device_last(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

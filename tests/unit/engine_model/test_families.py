@@ -22,6 +22,11 @@ NUM_NEW = 16
 LENGTHS = (1, 17, 300)
 
 
+@pytest.fixture(params=["off", "on"])
+def native(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.mark.parametrize("case", CASES)
 async def test_greedy_tokens_and_logprobs(
     tmp_path: Path, make_runner: MakeRunner, case: str

@@ -29,16 +29,18 @@ MakeRunner = Callable[..., ModelRunner]
 PrepareTiny = Callable[..., PreparedModel]
 
 
-async def test_built_from_options(prepare_tiny: PrepareTiny) -> None:
+@pytest.mark.parametrize(("native", "kernels"), [("off", "linear "), ("on", "native avx")])
+async def test_built_from_options(prepare_tiny: PrepareTiny, native: str, kernels: str) -> None:
     prepared = prepare_tiny()
     core = min(os.sched_getaffinity(0))
-    runner = build_model_runner(EngineConfig(kv_memory_mib=1.0, cpus=str(core)), prepared)
+    config = EngineConfig(kv_memory_mib=1.0, cpus=str(core), native=native)
+    runner = build_model_runner(config, prepared)
     try:
         assert runner.layout == KVLayout(2, 2, 16, 16, "float32")
         assert runner.buffers.num_blocks * runner.layout.block_bytes == 2**20
         assert runner.vocab_size == prepared.config.vocab_size
         assert runner.eos_token_ids == (2,)
-        assert runner.device.startswith("cpu, 1 thread, linear ")
+        assert runner.device.startswith(f"cpu, 1 thread, {kernels}")
         tokens = await StepDriver(runner).generate([1, 5, 9], SamplingParams(max_tokens=4))
         assert len(tokens) == 4
     finally:

@@ -21,6 +21,11 @@ MakeRunner = Callable[..., ModelRunner]
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 
+@pytest.fixture(params=["off", "on"])
+def native(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 async def test_greedy_ids_equal_transformers(
     by_transformers: TransformersReading, smollm2: PreparedModel, make_runner: MakeRunner
 ) -> None:

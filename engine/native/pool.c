@@ -1,0 +1,110 @@
+/* See pool.h. Counters that only grow; a waiter spins on one, then sleeps on it (futex). */
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SPINS 4000 /* some 50 microseconds */
+
+struct Pool {
+    int num_threads;
+    pthread_t *threads;
+    Work work;
+    void *context;
+    int is_closing;
+    _Alignas(64) atomic_uint rounds; /* work handed out so far; threads wait on it */
+    _Alignas(64) atomic_uint arrived; /* at barriers, all threads and all barriers so far */
+    _Alignas(64) atomic_uint passed;  /* barriers completed */
+    _Alignas(64) atomic_uint sleepers;
+};
+
+static void wait_while(Pool *pool, atomic_uint *value, unsigned old) {
+    for (int spin = 0; spin < SPINS; spin++) {
+        if (atomic_load_explicit(value, memory_order_acquire) != old) return;
+        _mm_pause();
+    }
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(value) == old)
+        syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_sub(&pool->sleepers, 1);
+}
+
+static void advance(Pool *pool, atomic_uint *value) {
+    atomic_fetch_add(value, 1);
+    if (atomic_load(&pool->sleepers)) syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+void pool_barrier(Pool *pool) {
+    if (pool->num_threads == 1) return;
+    unsigned passed = atomic_load_explicit(&pool->passed, memory_order_acquire);
+    unsigned arrived = atomic_fetch_add(&pool->arrived, 1) + 1;
+    if (arrived % (unsigned)pool->num_threads == 0)
+        advance(pool, &pool->passed);
+    else
+        wait_while(pool, &pool->passed, passed);
+}
+
+typedef struct {
+    Pool *pool;
+    int thread;
+} Seat;
+
+static void *serve(void *argument) {
+    Seat seat = *(Seat *)argument;
+    free(argument);
+    for (unsigned round = 0;; round++) {
+        wait_while(seat.pool, &seat.pool->rounds, round);
+        if (seat.pool->is_closing) return NULL;
+        seat.pool->work(seat.pool->context, seat.thread);
+        pool_barrier(seat.pool);
+    }
+}
+
+void pool_run(Pool *pool, Work work, void *context) {
+    pool->work = work;
+    pool->context = context;
+    if (pool->num_threads > 1) advance(pool, &pool->rounds);
+    work(context, 0);
+    pool_barrier(pool);
+}
+
+/* End the threads that were started, all but the caller. */
+static void stop(Pool *pool, int num_started) {
+    pool->is_closing = 1;
+    advance(pool, &pool->rounds);
+    for (int i = 0; i < num_started; i++) pthread_join(pool->threads[i], NULL);
+    free(pool->threads);
+    free(pool);
+}
+
+Pool *pool_open(int num_threads) {
+    Pool *pool = aligned_alloc(64, (sizeof(Pool) + 63) / 64 * 64);
+    if (!pool) return NULL;
+    *pool = (Pool){.num_threads = num_threads};
+    pool->threads = calloc((size_t)num_threads, sizeof(pthread_t));
+    if (!pool->threads) {
+        free(pool);
+        return NULL;
+    }
+    for (int i = 1; i < num_threads; i++) {
+        Seat *seat = malloc(sizeof(Seat));
+        if (seat) *seat = (Seat){pool, i};
+        if (!seat || pthread_create(&pool->threads[i - 1], NULL, serve, seat)) {
+            free(seat);
+            stop(pool, i - 1);
+            return NULL;
+        }
+    }
+    return pool;
+}
+
+void pool_close(Pool *pool) { stop(pool, pool->num_threads - 1); }
+
+int pool_size(const Pool *pool) { return pool->num_threads; }
