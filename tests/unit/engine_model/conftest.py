@@ -44,7 +44,7 @@ def prepare_tiny(tmp_path_factory: pytest.TempPathFactory) -> PrepareTiny:
 
 @pytest.fixture
 def native() -> str:
-    """What runners compute with: "off" torch, "on" the host's C kernels, "avx2" those of AVX2.
+    """What runners compute with: "off" torch, "auto" the host's C kernels, "avx2" those of AVX2.
 
     A module that tests several has a parametrised fixture of this name.
     """
@@ -58,7 +58,7 @@ async def make_runner(
     """``make_runner(prepared or None, num_threads=, block_size=, num_blocks=)``."""
     if native == "avx2":
         monkeypatch.setattr(compiler, "HOST_FLAGS", AVX2_FLAGS)
-        native = "on"
+        native = "auto"
     runners: list[ModelRunner] = []
 
     def make(

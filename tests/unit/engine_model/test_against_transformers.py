@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 NUM_NEW = 24
 
 
-@pytest.fixture(params=["off", "on", "avx2"])
+@pytest.fixture(params=["off", "auto", "avx2"])
 def native(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -39,7 +39,7 @@ CASES = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")
 CASES += [("qwen3", "float16")]
 
 
-@pytest.fixture(params=["off", "on"])
+@pytest.fixture(params=["off", "auto"])
 def native(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -22,7 +22,7 @@ NUM_NEW = 16
 LENGTHS = (1, 17, 300)
 
 
-@pytest.fixture(params=["off", "on"])
+@pytest.fixture(params=["off", "auto"])
 def native(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
