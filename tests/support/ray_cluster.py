@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,11 @@ class RayCluster:
         """As if its host had lost its power; returns once the cluster knows."""
         self.cluster.remove_node(node, allow_graceful=False)
         wait_until(lambda: node.node_id not in {each["NodeID"] for each in alive_nodes()})
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -82,6 +88,7 @@ def ray_cluster(**head_options: Any) -> Iterator[RayCluster]:
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": True,
             "dashboard_port": 0,
+            "dashboard_agent_listen_port": _free_port(),  # else one fixed port for all of a host
             "_system_config": _QUICK_TO_MISS_A_NODE,
             **head_options,
         },

@@ -68,15 +68,18 @@ class Served:
         StateStore(self.service).forget()
 
     async def seat(self, name: str) -> SeatView:
-        return next(seat for seat in (await self.status()).seats if seat.seat == name)
+        return {seat.seat: seat for seat in (await self.status()).seats}[name]
 
     async def seat_after(self, name: str, launch: int) -> SeatView:
-        """The seat, once a later start than ``launch`` is up."""
+        """The seat, once a later start than ``launch`` is up; the controller may be away."""
         async with asyncio.timeout(60):
             while True:
-                seat = await self.seat(name)
-                if seat.phase == "up" and seat.launch > launch:
-                    return seat
+                try:
+                    seat = await self.seat(name)
+                    if seat.phase == "up" and seat.launch > launch:
+                        return seat
+                except ActorGone:
+                    pass  # it lay on the same node and is brought back by Ray, then finds its seats
                 await asyncio.sleep(_ASK_AGAIN_S)
 
 
