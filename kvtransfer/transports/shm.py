@@ -73,16 +73,20 @@ class ShmListener:
             self._shown_fd = None
 
     async def _listen(self, address: str, serve: Callable[[Streams], Awaitable[None]]) -> None:
-        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.add(task)
-            try:
-                if _is_of_this_user(writer):
-                    await serve((reader, writer))
-            finally:
+        async def serve_one(streams: Streams) -> None:
+            if _is_of_this_user(streams[1]):
+                await serve(streams)
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # A task of our own: Python 3.11 reports a cancelled one that it made as an error. The
+            # socket is given up in a callback, which also runs for a task that never began.
+            def ended(task: asyncio.Task[None]) -> None:
                 self._tasks.discard(task)
                 writer.transport.abort()
+
+            task = asyncio.create_task(serve_one((reader, writer)))
+            self._tasks.add(task)
+            task.add_done_callback(ended)
 
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

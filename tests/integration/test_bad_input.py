@@ -269,6 +269,7 @@ async def kv_address(client: AsyncClient) -> str:
         endpoint.address
         for worker in (await client.cluster_status()).workers
         for endpoint in worker.endpoints
+        if endpoint.transport == "grpc"
     ]
     return address
 
