@@ -24,7 +24,7 @@ from typing import Protocol, cast
 from benchmarks.result import ScenarioResult
 from benchmarks.table import table
 
-SCENARIOS = ("engine", "service", "transport", "cancel", "soak", "clients")
+SCENARIOS = ("engine", "service", "transport", "cancel", "soak", "clients", "prefix")
 
 
 class Scenario(Protocol):

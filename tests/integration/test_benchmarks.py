@@ -1,4 +1,4 @@
-"""The scenarios ``service`` and ``cancel`` run on the fake engine and tell what they promise."""
+"""Scenarios ``service``, ``cancel``, ``prefix``: on the fake engine they tell what they promise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.result import ScenarioResult
 from benchmarks.run import Scenario
-from benchmarks.scenarios import cancel, service
+from benchmarks.scenarios import cancel, prefix, service
 
 FAKE = ["--", "--engine=fake", "--kv-memory=4"]
 
@@ -69,3 +69,10 @@ def test_cancel_gives_everything_back_in_every_phase() -> None:
     assert [row[0] for row in result.rows[1:]] == list(cancel.PHASES)
     assert all(len(each) == 1 for each in result.data["seconds"].values())  # type: ignore[attr-defined]
     assert result.data["blocks_held"]["decode"][0] >= 4 * 38  # type: ignore[index]
+
+
+def test_prefix_tells_what_was_cached_and_shipped() -> None:
+    result = run_scenario(prefix, "--rounds=1", "--prefix-tokens=320", "--osl=8", *FAKE)
+    assert [row[0] for row in result.rows[1:]] == list(prefix.KINDS)
+    assert result.data["cached"] == {"cold": [0], "seen": [320], "next turn": [336]}
+    assert len(result.data["ttft_s"]["cold"]) == 1  # type: ignore[index]
