@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from cluster.ready import RouterReady, WorkerReady
 from engine.build import build_runner, prepare
 from engine.config import EngineConfig
+from engine.step import StepRunner
 from pdserve.clock import Clock
+from pdserve.prepared import PreparedModel
 
 if TYPE_CHECKING:
     from decode_worker.app import DecodeApp
@@ -53,9 +55,7 @@ async def enter_prefill(
     """Raises ConfigError or ModelFileError as the parts do."""
     from prefill_worker.app import PrefillApp
 
-    model = prepare(config.engine, progress=progress)
-    runner = build_runner(config.engine, model, clock)
-    stack.push_async_callback(runner.close)
+    model, runner = _open_engine(stack, config.engine, clock, progress)
     app = await stack.enter_async_context(PrefillApp(config, model, runner, clock))
     return app, WorkerReady.of(app.hello, os.getpid())
 
@@ -66,8 +66,16 @@ async def enter_decode(
     """Raises ConfigError or ModelFileError as the parts do."""
     from decode_worker.app import DecodeApp
 
-    model = prepare(config.engine, progress=progress)
-    runner = build_runner(config.engine, model, clock)
-    stack.push_async_callback(runner.close)
+    model, runner = _open_engine(stack, config.engine, clock, progress)
     app = await stack.enter_async_context(DecodeApp(config, model, runner, clock))
     return app, WorkerReady.of(app.hello, os.getpid())
+
+
+def _open_engine(
+    stack: AsyncExitStack, config: EngineConfig, clock: Clock, progress: Progress
+) -> tuple[PreparedModel, StepRunner]:
+    """The stack closes the runner."""
+    model = prepare(config, progress=progress)
+    runner = build_runner(config, model, clock)
+    stack.push_async_callback(runner.close)
+    return model, runner

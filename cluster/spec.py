@@ -50,9 +50,6 @@ class WorkerSpec:
 class ClusterSpec:
     workers: tuple[WorkerSpec, ...]
 
-    def of_role(self, role: Role) -> tuple[WorkerSpec, ...]:
-        return tuple(worker for worker in self.workers if worker.role is role)
-
 
 def plan_cluster(
     groups: tuple[WorkerGroup, ...], host: Host, *, devices: str = "", pin: bool = True

@@ -71,11 +71,6 @@ def plan_step(snapshot: Snapshot) -> StepDecision:
     )
 
 
-def growth_reserve(num_running: int, num_committed: int) -> int:
-    """Blocks that arriving sequences must leave free: one for each sequence already here."""
-    return num_running + num_committed
-
-
 def _blocks_for(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 

@@ -273,12 +273,11 @@ class DecodeWorker:
 
     def _reserve(self) -> int:
         """Growth of those already here, and the whole of those that had to leave for a while."""
-        block_size = self._layout.block_size
         reserve = 0
         for leg in self._legs.values():
             if leg.state in OWNED:
                 parked = leg.state is LegState.PARKED
-                reserve += -(-len(leg.held.token_ids) // block_size) if parked else 1
+                reserve += self._layout.num_blocks(len(leg.held.token_ids)) if parked else 1
         return reserve
 
     def _admit(self, submit: Submit, claim: ContextClaim, sink: EventSink) -> None:

@@ -28,10 +28,6 @@ class IntakeBudget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
-    def is_unlimited(self) -> bool:
-        return self._unlimited
-
-    @property
     def num_waiting(self) -> int:
         return sum(not future.done() for _, future in self._waiting)
 

@@ -29,7 +29,7 @@ from pdserve.types import (
     WorkerStatus,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 # --- router -> worker -------------------------------------------------------------------------

@@ -68,6 +68,22 @@ class RouterSessions:
         await self._say_goodbye(gone)
         await _end(gone)
 
+    async def ended_or(self, loop_ended: Awaitable[None]) -> None:
+        """Return when every session, or the engine's loop, has ended for good.
+
+        Raises:
+            IncompatibleWorker: a router refused this worker.
+        """
+        ends = {asyncio.ensure_future(end) for end in (self.ended(), loop_ended)}
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
     async def ended(self) -> None:
         """Return when every session ended for good (after a drain).
 

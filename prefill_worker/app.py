@@ -109,17 +109,7 @@ class PrefillApp:
             IncompatibleWorker: a router refused this worker.
             Exception: the engine loop broke.
         """
-        ends = {
-            asyncio.ensure_future(end) for end in (self._routers.ended(), self.worker.loop.ended())
-        }
-        try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in done:
-                end.result()
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+        await self._routers.ended_or(self.worker.loop.ended())
 
     async def serve_routers(self, routers: Sequence[str]) -> None:
         """Serve exactly these from now on, by their worker ports."""

@@ -2,7 +2,9 @@
 
 Random token ids, greedy sampling, the whole step as the workers run it (batch building, sampling
 and the hop to the engine thread included), no scheduler and no network. Each figure is the median
-over repetitions, with the range. Decode counts all rows of the batch.
+over repetitions, with the range. Decode counts all rows of the batch. Where the kernels time their
+phases (the C ones do), "outside" is what a decode step costs beside them: batch building, sampling,
+the hops between threads; the phases are in the last line's data.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
 from engine.chunking import next_chunk_len
 from engine.config import EngineConfig
+from engine.model_runner import ModelRunner
 from engine.sequence import Sequence
 from engine.step import StepRow, StepRunner
 from pdserve.clock import MonotonicClock
@@ -53,26 +56,43 @@ async def _run(args: argparse.Namespace) -> ScenarioResult:
     )  # fmt: skip
     prepared = prepare(config, print)
     runner = build_runner(config, prepared, MonotonicClock())
-    rows = [("case", "tokens/s", "min", "max")]
+    rows = [("case", "tokens/s", "min", "max", "outside ms")]
     data: dict[str, object] = {"device": runner.device, "dtype": args.dtype, "repeat": args.repeat}
     try:
         for length in args.prefill:
             rates = [await _prefill(runner, length, args, i) for i in range(args.repeat + 1)][1:]
             _add(rows, data, f"prefill {length}", rates)
         for batch in args.decode:
-            rates = [await _decode(runner, batch, args, i) for i in range(args.repeat + 1)][1:]
-            _add(rows, data, f"decode b={batch} at {args.context}", rates)
+            name = f"decode b={batch} at {args.context}"
+            runs = [await _decode(runner, batch, args, i) for i in range(args.repeat + 1)][1:]
+            _add(rows, data, name, [rate for rate, _ in runs], _phase_ms(runs, batch))
     finally:
         await runner.close()
     return ScenarioResult(rows=rows, data=data)
 
 
 def _add(
-    rows: list[tuple[str, ...]], data: dict[str, object], name: str, rates: list[float]
+    rows: list[tuple[str, ...]],
+    data: dict[str, object],
+    name: str,
+    rates: list[float],
+    phase_ms: dict[str, float] | None = None,
 ) -> None:
+    outside = f"{phase_ms['outside']:.2f}" if phase_ms else ""
     rows.append((name, f"{statistics.median(rates):,.1f}", f"{min(rates):,.1f}",
-                 f"{max(rates):,.1f}"))  # fmt: skip
-    data[name] = {"median": statistics.median(rates), "all": rates}
+                 f"{max(rates):,.1f}", outside))  # fmt: skip
+    data[name] = {"median": statistics.median(rates), "all": rates, "phase_ms": phase_ms or {}}
+
+
+def _phase_ms(runs: list[tuple[float, dict[str, float]]], batch: int) -> dict[str, float]:
+    """Median milliseconds of a decode step in each phase, and outside of all; {} if untimed."""
+    steps = [
+        {**phases, "outside": batch / rate - sum(phases.values())}
+        for rate, phases in runs
+        if phases
+    ]
+    names = steps[0] if steps else ()
+    return {name: 1e3 * statistics.median(step[name] for step in steps) for name in names}
 
 
 def _sequence(
@@ -108,7 +128,10 @@ async def _prefill(runner: StepRunner, length: int, args: argparse.Namespace, se
     return length / elapsed
 
 
-async def _decode(runner: StepRunner, batch: int, args: argparse.Namespace, seed: int) -> float:
+async def _decode(
+    runner: StepRunner, batch: int, args: argparse.Namespace, seed: int
+) -> tuple[float, dict[str, float]]:
+    """(tokens/s, seconds of a step in each phase)"""
     pool = BlockPool(runner.buffers.num_blocks)
     num_blocks = runner.layout.num_blocks(args.context + args.steps + 2)
     sequences = [
@@ -116,6 +139,7 @@ async def _decode(runner: StepRunner, batch: int, args: argparse.Namespace, seed
     ]
     for sequence in sequences:
         await _compute_prompt(runner, sequence, args.chunk_tokens)
+    _phases(runner)
     started = time.perf_counter()
     for _ in range(args.steps):
         rows = [StepRow(s, s.num_computed, 1, True) for s in sequences]
@@ -124,6 +148,12 @@ async def _decode(runner: StepRunner, batch: int, args: argparse.Namespace, seed
             sequence.num_computed += 1
             sequence.append(sampled.token_id)
     elapsed = time.perf_counter() - started
+    phases = {name: seconds / args.steps for name, seconds in _phases(runner).items()}
     for sequence in sequences:
         sequence.lease.release()
-    return batch * args.steps / elapsed
+    return batch * args.steps / elapsed, phases
+
+
+def _phases(runner: StepRunner) -> dict[str, float]:
+    """Seconds in each phase since the last call."""
+    return runner.phase_seconds() if isinstance(runner, ModelRunner) else {}

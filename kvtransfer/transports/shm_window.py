@@ -12,6 +12,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.memory_file import map_read_only
@@ -55,15 +56,16 @@ class PeerMemories:
 
     def __init__(self) -> None:
         self._memories: dict[str, PeerMemory] = {}
-        self._lock = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def num_mapped(self) -> int:
         return len(self._memories)
 
     async def memory(self, address: str) -> PeerMemory:
-        """Raises PeerUnreachable."""
-        async with self._lock:  # one mapping, however many reads begin at once
+        """Raises PeerUnreachable. A silent holder holds up only who asks for it."""
+        lock = self._locks.setdefault(address, asyncio.Lock())
+        async with lock:  # one mapping, however many reads begin at once
             if address not in self._memories:
                 memory = await _received(address)
                 self._memories[address] = memory

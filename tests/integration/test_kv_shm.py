@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,3 +103,22 @@ async def test_what_cannot_be_reached_by_shm_is_read_by_the_next_transport() -> 
         ticket = pair.ticket(9, endpoints=(Endpoint("shm", "pdserve-kv-elsewhere"), pair.endpoint))
         export = pair.offer_computed(ticket)
         pair.take(await pair.redeem(ticket), export)
+
+
+async def test_a_holder_that_shows_nothing_holds_up_no_other() -> None:
+    """As a stopped process would: it is connected to, and says nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind("\0pdserve-test-silent.memory")
+        silent.listen()
+        dialer = ShmDialer()
+        waiting = asyncio.create_task(dialer.dial("pdserve-test-silent"))
+        try:
+            async with other_process("hold") as (_, address):
+                async with asyncio.timeout(20):
+                    connection = await dialer.dial(address)
+                assert not waiting.done()
+                await connection.close()
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await dialer.close()

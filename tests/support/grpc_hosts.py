@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from pdserve.links import RouterLink
-from pdserve.messages import Goodbye, Hello, StepReport
+from pdserve.messages import PROTOCOL_VERSION, Goodbye, Hello, StepReport
 from pdserve.rpc.server import GrpcServer, GrpcService
 from pdserve.rpc.worker_link import GrpcWorkerLink, WorkerServiceServer, dial_router
 from pdserve.types import KVLayout, Role, WorkerId, WorkerLimits, WorkerStatus
 
 HELLO = Hello(
-    protocol_version=1,
+    protocol_version=PROTOCOL_VERSION,
     worker_id=WorkerId("w0"),
     incarnation="i0",
     role=Role.PREFILL,

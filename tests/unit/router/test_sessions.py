@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from pdserve.errors import IncompatibleWorker, ProtocolError, ShuttingDown, WorkerLost
-from pdserve.messages import Admitted, Drain, Goodbye, StepReport, Welcome
+from pdserve.messages import PROTOCOL_VERSION, Admitted, Drain, Goodbye, StepReport, Welcome
 from pdserve.types import FinishReason, Leg, RequestId, Role, WorkerStatus
 from support.router_bench import RouterBench
 from support.scripted_worker import LAYOUT, LIMITS, ScriptedWorker, make_hello, settle
+
+OLDER = PROTOCOL_VERSION - 1
 
 
 def worker_ids(bench: RouterBench) -> list[str]:
@@ -36,7 +38,7 @@ async def test_a_worker_that_fits_is_welcomed() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"protocol_version": 2}, "protocol_version is 2"),
+        ({"protocol_version": OLDER}, f"protocol_version is {OLDER}"),
         ({"model_fingerprint": "other"}, "model_fingerprint of test is other"),
         ({"layout": replace(LAYOUT, block_size=8)}, "layout.block_size is 8, that of prefill"),
         ({"layout": replace(LAYOUT, dtype="bfloat16")}, "layout.dtype is bfloat16"),
