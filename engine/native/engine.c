@@ -12,10 +12,9 @@ static void *new_memory(int64_t bytes) {
     return memory;
 }
 
-static int grow(void **memory, int64_t bytes) {
-    free(*memory);
-    *memory = new_memory(bytes);
-    return *memory ? 0 : -1;
+static void *instead_of(void *memory, int64_t bytes) {
+    free(memory);
+    return new_memory(bytes);
 }
 
 static int grow_tokens(Engine *e, int64_t tokens) {
@@ -23,13 +22,13 @@ static int grow_tokens(Engine *e, int64_t tokens) {
     if (tokens <= e->max_tokens) return 0;
     const int64_t size = (int64_t)sizeof(elem), heads = m->num_heads * m->head_dim;
     e->max_tokens = 0; /* until all of it is there */
-    if (grow((void **)&e->residual, tokens * padded(m->hidden) * 4)
-        || grow((void **)&e->qkv, tokens * qkv_stride(m) * 4)
-        || grow((void **)&e->normed, tokens * operand_stride(m->hidden) * size)
-        || grow((void **)&e->queries, tokens * heads * size)
-        || grow((void **)&e->attended, tokens * operand_stride(heads) * size)
-        || grow((void **)&e->gated, tokens * operand_stride(m->intermediate) * size))
-        return -1;
+    e->residual = instead_of(e->residual, tokens * padded(m->hidden) * 4);
+    e->qkv = instead_of(e->qkv, tokens * qkv_stride(m) * 4);
+    e->normed = instead_of(e->normed, tokens * operand_stride(m->hidden) * size);
+    e->queries = instead_of(e->queries, tokens * heads * size);
+    e->attended = instead_of(e->attended, tokens * operand_stride(heads) * size);
+    e->gated = instead_of(e->gated, tokens * operand_stride(m->intermediate) * size);
+    if (!e->residual || !e->qkv || !e->normed || !e->queries || !e->attended || !e->gated) return -1;
     e->max_tokens = tokens;
     return 0;
 }
@@ -37,7 +36,8 @@ static int grow_tokens(Engine *e, int64_t tokens) {
 static int grow_sampled(Engine *e, int64_t sampled) {
     if (sampled <= e->max_sampled) return 0;
     e->max_sampled = 0;
-    if (grow((void **)&e->last, sampled * operand_stride(e->model.hidden) * (int64_t)sizeof(elem))) return -1;
+    e->last = instead_of(e->last, sampled * operand_stride(e->model.hidden) * (int64_t)sizeof(elem));
+    if (!e->last) return -1;
     e->max_sampled = sampled;
     return 0;
 }

@@ -1,4 +1,5 @@
-/* See pool.h. Counters that only grow; a waiter spins on one, then sleeps on it (futex). */
+/* See pool.h. A waiter spins until a counter moves, then sleeps on it (futex). Counters may wrap: they
+ * are compared for equality alone. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -20,7 +21,7 @@ struct Pool {
     void *context;
     int is_closing;
     _Alignas(64) atomic_uint rounds; /* work handed out so far; threads wait on it */
-    _Alignas(64) atomic_uint arrived; /* at barriers, all threads and all barriers so far */
+    _Alignas(64) atomic_uint arrived; /* at the barrier under way */
     _Alignas(64) atomic_uint passed;  /* barriers completed */
     _Alignas(64) atomic_uint sleepers;
 };
@@ -45,10 +46,12 @@ void pool_barrier(Pool *pool) {
     if (pool->num_threads == 1) return;
     unsigned passed = atomic_load_explicit(&pool->passed, memory_order_acquire);
     unsigned arrived = atomic_fetch_add(&pool->arrived, 1) + 1;
-    if (arrived % (unsigned)pool->num_threads == 0)
+    if (arrived == (unsigned)pool->num_threads) {
+        atomic_store(&pool->arrived, 0); /* before anybody can come to the next barrier */
         advance(pool, &pool->passed);
-    else
+    } else {
         wait_while(pool, &pool->passed, passed);
+    }
 }
 
 typedef struct {
