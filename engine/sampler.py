@@ -50,7 +50,7 @@ def sample(logits: torch.Tensor, rows: SequenceOf[SamplingRow]) -> list[SampledT
     for line, row in zip(logits, rows, strict=True):
         if row.edits is not None:
             edit_logits(line, row.edits)
-    token_ids: list[int] = logits.argmax(-1).tolist()
+    token_ids = _best_ids(logits)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature >= MIN_TEMPERATURE]
     if drawing:
         for i, token_id in zip(drawing, _draw_rows(logits, rows, drawing), strict=True):
@@ -59,6 +59,12 @@ def sample(logits: torch.Tensor, rows: SequenceOf[SamplingRow]) -> list[SampledT
         SampledToken(token_id, None if finder is None else finder.logprobs(token_id))
         for token_id, finder in zip(token_ids, finders, strict=True)
     ]
+
+
+def _best_ids(logits: torch.Tensor) -> list[int]:
+    """Of each row, the lowest among equals. numpy's search is several times torch's on one core."""
+    found = logits.numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
+    return found.tolist()
 
 
 def uniform(seed: int, choice: int, index: int) -> float:

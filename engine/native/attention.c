@@ -50,11 +50,13 @@ static const elem zeros[MAX_FAST_DIM]; /* stands where there is no key */
 /* Rows of keys or values at the positions tile .. tile + KEY_TILE; those from num_keys on are zero. */
 static void tile_rows(const PagedKv *kv, const elem *base, int64_t tile, int64_t num_keys,
                       const elem *rows[KEY_TILE]) {
+    int64_t block = tile / kv->block_size, slot = tile % kv->block_size;
     for (int64_t j = 0; j < KEY_TILE; j++) {
-        const int64_t position = tile + j;
-        rows[j] = j >= num_keys ? NULL
-            : base + kv->table[position / kv->block_size] * kv->block_stride
-                  + position % kv->block_size * kv->head_dim;
+        rows[j] = j >= num_keys ? NULL : base + kv->table[block] * kv->block_stride + slot * kv->head_dim;
+        if (++slot == kv->block_size) {
+            slot = 0;
+            block++;
+        }
     }
 }
 
@@ -125,7 +127,10 @@ static void pack_values(const PagedKv *kv, const elem *rows[KEY_TILE], int64_t n
         for (int64_t p = 0; p * PANEL < dim; p++) {
             const int64_t width = dim - p * PANEL < PANEL ? dim - p * PANEL : PANEL;
             elem *pairs = out + p * num_words * PANEL * 2;
-            for (int64_t i = 0; i < width; i++) {
+            int64_t i = 0;
+            for (; i + LANES <= width && second; i += LANES)
+                vi_store(pairs + 2 * i, vi_pairs(first + p * PANEL + i, second + p * PANEL + i));
+            for (; i < width; i++) {
                 pairs[2 * i] = first[p * PANEL + i];
                 pairs[2 * i + 1] = second ? second[p * PANEL + i] : 0;
             }
@@ -175,11 +180,11 @@ static void attend_tile(const AttentionScratch *s, const PagedKv *kv, int64_t nu
                         int64_t heads_per_kv, int64_t start, int64_t tile, float scale) {
     const int64_t dim = kv->head_dim, last = start + num_queries - 1;
     const int64_t num_keys = last + 1 - tile < KEY_TILE ? last + 1 - tile : KEY_TILE;
-    const elem *rows[KEY_TILE];
-    tile_rows(kv, kv->keys, tile, num_keys, rows);
-    pack_keys(kv, rows, num_keys, s->key_panels);
-    tile_rows(kv, kv->values, tile, num_keys, rows);
-    pack_values(kv, rows, num_keys, s->value_panels);
+    const elem *keys[KEY_TILE], *values[KEY_TILE];
+    tile_rows(kv, kv->keys, tile, num_keys, keys);
+    tile_rows(kv, kv->values, tile, num_keys, values);
+    pack_keys(kv, keys, num_keys, s->key_panels);
+    pack_values(kv, values, num_keys, s->value_panels);
     /* Queries before the tile see none of it. */
     const int64_t skipped = (tile > start ? tile - start : 0) * heads_per_kv;
     const int64_t num_rows = num_queries * heads_per_kv - skipped;

@@ -71,6 +71,9 @@ class NativeSteps:
             _check_products(library, self._packed.linear(name), weights[name], name)
         self._logits = torch.empty((0, config.vocab_size))
         model = self._model(config, weights, cache, num_positions, head_name)
+        # What torch still does in this thread (sampling) stays in it: threads of its own would spin
+        # on the cores of the kernels' for milliseconds after each call.
+        torch.set_num_threads(1)
         self._engine = library.open(ctypes.byref(model), num_threads)
         if not self._engine:
             raise ConfigError(f"native: no memory for {num_threads} threads' scratch")

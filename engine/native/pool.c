@@ -12,7 +12,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SPINS 4000 /* some 50 microseconds */
+/* Pauses before sleeping: between steps some 50 microseconds, inside one some 500, since waking a
+ * thread takes as long as a phase. */
+#define SPINS_BETWEEN_STEPS 4000
+#define SPINS_IN_STEP 40000
 
 struct Pool {
     int num_threads;
@@ -26,8 +29,8 @@ struct Pool {
     _Alignas(64) atomic_uint sleepers;
 };
 
-static void wait_while(Pool *pool, atomic_uint *value, unsigned old) {
-    for (int spin = 0; spin < SPINS; spin++) {
+static void wait_while(Pool *pool, atomic_uint *value, unsigned old, int spins) {
+    for (int spin = 0; spin < spins; spin++) {
         if (atomic_load_explicit(value, memory_order_acquire) != old) return;
         _mm_pause();
     }
@@ -50,7 +53,7 @@ void pool_barrier(Pool *pool) {
         atomic_store(&pool->arrived, 0); /* before anybody can come to the next barrier */
         advance(pool, &pool->passed);
     } else {
-        wait_while(pool, &pool->passed, passed);
+        wait_while(pool, &pool->passed, passed, SPINS_IN_STEP);
     }
 }
 
@@ -63,7 +66,7 @@ static void *serve(void *argument) {
     Seat seat = *(Seat *)argument;
     free(argument);
     for (unsigned round = 0;; round++) {
-        wait_while(seat.pool, &seat.pool->rounds, round);
+        wait_while(seat.pool, &seat.pool->rounds, round, SPINS_BETWEEN_STEPS);
         if (seat.pool->is_closing) return NULL;
         seat.pool->work(seat.pool->context, seat.thread);
         pool_barrier(seat.pool);

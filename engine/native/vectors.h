@@ -48,6 +48,13 @@ INLINE vf vf_times_power(vf x, vf power) { return _mm512_scalef_ps(x, power); }
 INLINE vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
 }
+INLINE void vi_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
+/* Lane i: low half from a, high half from b. */
+INLINE vi vi_pairs(const uint16_t *a, const uint16_t *b) {
+    vi low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a));
+    vi high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
 INLINE void vf_store_bf16(uint16_t *p, vf x) {
 #ifdef __AVX512BF16__
     _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(x));
@@ -103,6 +110,12 @@ INLINE vf vf_times_power(vf x, vf power) {
 }
 INLINE vf vf_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
+}
+INLINE void vi_store(void *p, vi x) { _mm256_storeu_si256(p, x); }
+INLINE vi vi_pairs(const uint16_t *a, const uint16_t *b) {
+    vi low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)a));
+    vi high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)b));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
 }
 INLINE void vf_store_bf16(uint16_t *p, vf x) {
     vi bits = _mm256_castps_si256(x);
