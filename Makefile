@@ -24,7 +24,10 @@ serve: setup-run
 	@$(PYTHON_VENV) -m cluster serve $(ARGS)
 
 test: setup check
-	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu" --ignore tests/architecture
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu and not ray" --ignore tests/architecture
+	@# By themselves: started from a process that has run hundreds of tests, a Ray head's raylet
+	@# sometimes never comes up (twice in some ten runs; never in twenty from a fresh process).
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m ray tests/ray
 
 check: setup
 	.venv/bin/ruff check .
