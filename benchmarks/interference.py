@@ -14,10 +14,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.arrivals import Job, draw_jobs
-from benchmarks.percentiles import percentiles_ms
-from benchmarks.records import RequestRecord, ledger_measures
-from benchmarks.sending import Sender, open_loop
+from cluster.load.arrivals import Job, draw_jobs
+from cluster.load.percentiles import percentiles_ms
+from cluster.load.records import RequestRecord, ledger_measures
+from cluster.load.sending import Sender, open_loop
 
 STEADY, LONG = "steady", "long"
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Protocol, cast
 
 from benchmarks.result import ScenarioResult
-from benchmarks.table import table
+from cluster.load.table import table
 
 SCENARIOS = ("engine", "service", "transport", "cancel", "soak", "clients", "prefix")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.percentiles import percentile
-from benchmarks.records import RequestRecord
-from benchmarks.table import number
+from cluster.load.percentiles import percentile
+from cluster.load.records import RequestRecord
+from cluster.load.table import number
 
 HEAD = ("from s", "due", "running", "tokens/s", "ITL p50 ms", "ITL max ms")
 

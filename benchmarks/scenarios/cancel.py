@@ -26,11 +26,11 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from benchmarks.arrivals import Job, draw_jobs
 from benchmarks.result import ScenarioResult
-from benchmarks.table import number
 from cluster.host import inspect_host
 from cluster.inproc import InprocService
+from cluster.load.arrivals import Job, draw_jobs
+from cluster.load.table import number
 from cluster.plan import read_plan, service_parser
 from pdserve.clock import MonotonicClock
 from pdserve.errors import RequestCancelled

@@ -30,8 +30,8 @@ from benchmarks.clients.tokenizer_folder import write_tokenizer_folder
 from benchmarks.clients.tool import ClientTool, Load, Outcome, Target
 from benchmarks.clients.vllm_bench import VllmBench
 from benchmarks.result import ScenarioResult
-from benchmarks.started_service import started_service
-from benchmarks.table import number
+from cluster.load.started_service import started_service
+from cluster.load.table import number
 from engine.modelfiles.prepare import prepare_model
 from pdserve.errors import ConfigError
 

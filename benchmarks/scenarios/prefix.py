@@ -18,10 +18,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from benchmarks.arrivals import draw_jobs
 from benchmarks.result import ScenarioResult
-from benchmarks.started_service import started_service
-from benchmarks.table import number, spread_cell
+from cluster.load.arrivals import draw_jobs
+from cluster.load.started_service import started_service
+from cluster.load.table import number, spread_cell
 from pdserve.errors import ProtocolError
 from pdserve.types import RequestTiming
 from router.client import AsyncClient

@@ -19,21 +19,21 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.arrivals import Job, draw_jobs, poisson_offsets
-from benchmarks.faces import ServiceFace
 from benchmarks.interference import (
     STEADY,
     InterferencePlan,
     interference_measures,
     run_interference,
 )
-from benchmarks.records import RequestRecord, load_measures
 from benchmarks.result import ScenarioResult
-from benchmarks.sending import Sender, closed_loop, open_loop
-from benchmarks.setups import Setup, compared_setups, running_setups
-from benchmarks.table import table
 from benchmarks.timeline import timeline_rows
-from benchmarks.turns import Measures, Turn, rows_of, summaries, take_turns, write_raw
+from cluster.load.arrivals import Job, draw_jobs, poisson_offsets
+from cluster.load.faces import ServiceFace
+from cluster.load.records import RequestRecord, load_measures
+from cluster.load.sending import Sender, closed_loop, open_loop
+from cluster.load.setups import Setup, compared_setups, running_setups
+from cluster.load.table import table
+from cluster.load.turns import Measures, Turn, rows_of, summaries, take_turns, write_raw
 
 SUMMARY = "latencies and rates of a whole service, also disaggregated against colocated"
 _RAW_FOLDER = Path("build") / "benchmarks"

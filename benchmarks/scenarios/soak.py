@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.arrivals import Job, draw_jobs
 from benchmarks.result import ScenarioResult
-from benchmarks.started_service import ServiceFacts, started_service
+from cluster.load.arrivals import Job, draw_jobs
+from cluster.load.started_service import ServiceFacts, started_service
 from pdserve.errors import PdserveError
 from router.client import AsyncClient
 

@@ -7,13 +7,13 @@ answer's gaps between tokens; percentiles are taken over answers.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.batch.sending import LineEnd
+from cluster.load.percentiles import percentile
 
 PERCENTS = (50, 90, 99, 100)
 
@@ -115,13 +115,8 @@ def summary_lines(tally: Tally, took_s: float) -> list[str]:
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Empty without values; between two ranks linearly, as numpy does."""
-    ordered = sorted(values)
-    found: dict[str, float] = {}
-    for percent in PERCENTS if ordered else ():
-        rank = (len(ordered) - 1) * percent / 100
-        below = math.floor(rank)
-        above = min(below + 1, len(ordered) - 1)
-        value = ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
-        found["max" if percent == 100 else f"p{percent}"] = value
-    return found
+    """By "p50" ... "max"; empty without values."""
+    return {
+        "max" if percent == 100 else f"p{percent}": percentile(values, percent)
+        for percent in (PERCENTS if values else ())
+    }

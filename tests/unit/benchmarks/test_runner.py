@@ -9,7 +9,7 @@ import pytest
 from benchmarks import run
 from benchmarks.result import ScenarioResult
 from benchmarks.scenarios import cancel, service
-from benchmarks.table import number, spread_cell, table
+from cluster.load.table import number, spread_cell, table
 
 
 def test_last_line_is_json(

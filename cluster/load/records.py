@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.percentiles import percentiles_ms
+from cluster.load.percentiles import percentiles_ms
 from pdserve.types import RequestTiming
 
 

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.config import environment_without
 from pdserve.errors import ServiceError
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _FIXED = ("--http-port=0", "--grpc-port=0", "--worker-port=0", "--log-level=warning")
 _UP_LINE = "serving "  # what serve says once it can serve; the ready file is there by then
 _START_TIMEOUT_S = 300.0
@@ -49,7 +50,7 @@ async def started_service(flags: Sequence[str]) -> AsyncIterator[ServiceFacts]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cluster", "serve", *_FIXED, *flags,
             f"--ready-file={ready}", f"--parent-pid={os.getpid()}",
-            cwd=_ROOT, env={"GRPC_VERBOSITY": "ERROR", **os.environ},
+            cwd=_ROOT, env={"GRPC_VERBOSITY": "ERROR", **environment_without(())},
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

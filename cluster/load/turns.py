@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faces import ServiceFace
-from benchmarks.machine_noise import busy_cores
-from benchmarks.records import RequestRecord, count_errors
-from benchmarks.setups import Setup
-from benchmarks.table import spread_cell
+from cluster.load.faces import ServiceFace
+from cluster.load.machine_noise import busy_cores
+from cluster.load.records import RequestRecord, count_errors
+from cluster.load.setups import Setup
+from cluster.load.table import spread_cell
 
 Measures = dict[str, float]
 RunLoad = Callable[[ServiceFace, int], Awaitable[list[RequestRecord]]]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.percentiles import percentile, percentiles_ms
+from cluster.load.percentiles import percentile, percentiles_ms
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.arrivals import draw_jobs, poisson_offsets
+from cluster.load.arrivals import draw_jobs, poisson_offsets
 
 
 def test_jobs_have_exact_lengths_and_valid_ids() -> None:

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import httpx
 
-from benchmarks.arrivals import Job
-from benchmarks.records import Chunk
 from cluster.ledger_text import timing_of
+from cluster.load.arrivals import Job
+from cluster.load.records import Chunk
 from pdserve.errors import PdserveError
 from router.client import AsyncClient
 

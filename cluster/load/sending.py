@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from benchmarks.arrivals import Job
-from benchmarks.faces import ServiceFace
-from benchmarks.records import RequestRecord
+from cluster.load.arrivals import Job
+from cluster.load.faces import ServiceFace
+from cluster.load.records import RequestRecord
 from pdserve.errors import PdserveError
 from pdserve.types import RequestTiming
 

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faces import GrpcFace, HttpFace, ServiceFace
-from benchmarks.started_service import started_service
+from cluster.load.faces import GrpcFace, HttpFace, ServiceFace
+from cluster.load.started_service import started_service
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 import httpx
 import pytest
 
-from benchmarks.arrivals import Job
-from benchmarks.faces import HttpFace, RequestFailed
-from benchmarks.records import Chunk
-from benchmarks.sending import Sender, closed_loop, open_loop
+from cluster.load.arrivals import Job
+from cluster.load.faces import HttpFace, RequestFailed
+from cluster.load.records import Chunk
+from cluster.load.sending import Sender, closed_loop, open_loop
 from pdserve.errors import Overloaded, PdserveError
 from pdserve.types import RequestTiming
 
