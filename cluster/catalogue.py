@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.batch.config import BatchConfig
+from cluster.compare.config import CompareConfig
 from cluster.config import (
     DoctorConfig,
     GenerateConfig,
@@ -77,6 +78,7 @@ CATALOGUE: tuple[Section, ...] = (
     Section("process", ProcessConfig, "the process of every role"),
     Section("log", LogConfig, "log lines of every role"),
     Section("batch", BatchConfig, "`pdserve batch`, besides the options of `pdserve serve`"),
+    Section("compare", CompareConfig, "`pdserve compare`, besides the options of `pdserve serve`"),
     Section("ray", RayConfig, "`pdserve serve --launcher ray`: the cluster, and places on it"),
     Section("cluster", ClusterConfig, "`pdserve cluster`"),
     Section("generate", GenerateConfig, "`pdserve generate`"),

@@ -30,6 +30,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "serve": Command("cluster.commands.serve", "run_serve", "start a whole service on this host"),
     "batch": Command("cluster.commands.batch", "run_batch", "answer a file of requests, then end"),
+    "compare": Command(
+        "cluster.commands.compare", "run_compare", "disaggregated against colocated, measured"
+    ),
     "cluster": Command("cluster.commands.cluster", "run_cluster", "a running service on Ray"),
     "router": Command("cluster.commands.roles", "run_router", "one router"),
     "prefill": Command("cluster.commands.roles", "run_prefill", "one prefill worker"),

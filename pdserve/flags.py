@@ -77,6 +77,22 @@ class FlagParser:
         file = flags.pop("config", None)
         return read_sources(flags, file)
 
+    def given_flags(self, sources: Sources, *, leave_out: Collection[str] = ()) -> list[str]:
+        """The flags (and the file) that ``sources`` came from, without options of these names."""
+        flags = [] if sources.file is None else [f"--config={sources.file}"]
+        for name, value in sources.flags.items():
+            if name not in leave_out:
+                field = self._fields[name]
+                flag = field.flag_for(name.removesuffix(field.name))
+                flags.extend(_given(flag, field, value))
+        return flags
+
+
+def _given(flag: str, field: OptionField, value: str | list[str]) -> list[str]:
+    if field.kind is bool and not field.repeatable:
+        return [flag if value == "true" else flag.replace("--", "--no-", 1)]
+    return [f"{flag}={item}" for item in ([value] if isinstance(value, str) else value)]
+
 
 def to_flags(config: object) -> list[str]:
     """The flags that rebuild ``config``: what differs from the defaults of its class."""

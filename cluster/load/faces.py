@@ -34,6 +34,9 @@ class RequestFailed(PdserveError):
 class ServiceFace(Protocol):
     async def vocab_size(self) -> int: ...
 
+    async def max_model_len(self) -> int:
+        """Tokens of prompt and answer together that the model takes."""
+
     def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         """Send one request. Raises PdserveError while iterating."""
 
@@ -46,6 +49,9 @@ class GrpcFace:
 
     async def vocab_size(self) -> int:
         return (await self._client.list_models())[0].vocab_size
+
+    async def max_model_len(self) -> int:
+        return (await self._client.list_models())[0].max_model_len
 
     async def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         call = self._client.generate(
@@ -77,6 +83,9 @@ class HttpFace:
     async def vocab_size(self) -> int:
         return _SAFE_VOCAB_SIZE
 
+    async def max_model_len(self) -> int:
+        return int((await self._first_model())["max_model_len"])
+
     async def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         body = {
             "model": await self._model_name(),
@@ -102,10 +111,14 @@ class HttpFace:
 
     async def _model_name(self) -> str:
         if not self._model:
-            answer = await self._client.get("/v1/models")
-            answer.raise_for_status()
-            self._model = str(answer.json()["data"][0]["id"])
+            self._model = str((await self._first_model())["id"])
         return self._model
+
+    async def _first_model(self) -> dict[str, Any]:
+        answer = await self._client.get("/v1/models")
+        answer.raise_for_status()
+        model: dict[str, Any] = answer.json()["data"][0]
+        return model
 
     async def _events(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         # The ledger is asked for by a header, which other servers pass over.

@@ -53,6 +53,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("pdserve/metrics.py", "router/*"),
     "uvloop": ("cluster/*",),
     "openai": ("cluster/demo.py",),
+    "matplotlib": ("cluster/compare/plot.py",),
     "httpx": ("cluster/load/faces.py",),
     "ray": ("cluster/*", "kvtransfer/transports/ray*"),
 }

@@ -1,0 +1,101 @@
+"""What ``pdserve compare`` prints and draws at its end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.compare.break_even import Observed, advice_lines
+from cluster.compare.config import CompareConfig
+from cluster.compare.measures import Slo
+from cluster.compare.plot import Panel, draw
+from cluster.compare.resources import DISAGGREGATED
+from cluster.compare.workload import Workload
+from cluster.load.setups import Setup
+from cluster.load.table import table
+from cluster.load.turns import Turn, rows_of
+
+
+def print_report(
+    config: CompareConfig, turns: Sequence[Turn], sent: Workload, slo: Slo, chunk_tokens: int
+) -> None:
+    """Load, table, advice for each colocated setup; to standard output."""
+    setups = _setups(turns)
+    print("\n".join(load_lines(config, sent)))
+    print()
+    print(table(rows_of(turns, setups)))
+    observed = [observe(setup.name, [t for t in turns if t.setup == setup]) for setup in setups]
+    disaggregated = next((o for o in observed if o and o.name == DISAGGREGATED), None)
+    for colocated in observed:
+        if colocated is None or disaggregated is None or colocated is disaggregated:
+            continue
+        print()
+        prompt_tokens = statistics.median(r.num_prompt_tokens for r in sent.requests)
+        print("\n".join(advice_lines(disaggregated, colocated, slo, prompt_tokens, chunk_tokens)))
+
+
+def load_lines(config: CompareConfig, sent: Workload) -> list[str]:
+    """What was sent, and everything in which it is not what was recorded."""
+    prompts = sorted(request.num_prompt_tokens for request in sent.requests)
+    outputs = sorted(request.num_output_tokens for request in sent.requests)
+    source = config.trace or f"Poisson arrivals, {config.rate:g} requests/s"
+    lines = [
+        f"load: {len(prompts)} requests in {sent.span_s:.1f} s ({source})",
+        f"  prompts {prompts[0]:,} / {statistics.median(prompts):,.0f} / {prompts[-1]:,} tokens, "
+        f"answers {outputs[0]:,} / {statistics.median(outputs):,.0f} / {outputs[-1]:,} "
+        "(shortest / median / longest); random tokens, greedy, no end of sequence",
+    ]
+    if config.trace:
+        lines.append(
+            f"  from request {config.first_request:,}; gaps x {config.time_scale:g}, lengths x "
+            f"{config.length_scale:g}, requests of one time "
+            + (f"spread over {config.spread_s:g} s" if config.spread_s else "sent at once")
+        )
+    if sent.num_cut:
+        lines.append(f"  {sent.num_cut} of them cut to the limits of lengths")
+    lines.append(f"SLOs: TTFT {config.slo_ttft_ms:g} ms, mean gap {config.slo_itl_ms:g} ms")
+    return lines
+
+
+def observe(name: str, turns: Sequence[Turn]) -> Observed | None:
+    """Medians over rounds; None if nothing succeeded or no gap was quiet."""
+    ledgers = [r.timing for turn in turns for r in turn.records if r.timing and not r.error]
+    compute_s = sum(timing.prefill_compute_s for timing in ledgers)
+    quiet_ms = [t.measures[key] for t in turns if (key := "ITL quiet p50 ms") in t.measures]
+    if not compute_s or not quiet_ms:
+        return None
+    computed = sum(timing.num_prompt_tokens - timing.prefill_cached_tokens for timing in ledgers)
+    disturbed_ms = [t.measures.get("ITL disturbed p99 ms", 0.0) for t in turns]
+    return Observed(
+        name,
+        prefill_tokens_per_s=computed / compute_s,
+        quiet_gap_s=statistics.median(quiet_ms) / 1e3,
+        disturbed_p99_s=statistics.median(disturbed_ms) / 1e3,
+        exposed_s=statistics.median(timing.kv_exposed_s for timing in ledgers),
+        goodput=statistics.median(turn.measures["goodput requests/s"] for turn in turns),
+    )
+
+
+def write_plot(path: Path, config: CompareConfig, turns: Sequence[Turn]) -> None:
+    """A panel for each setup: its first turn."""
+    panels = [
+        Panel(_panel_title(turn), turn.records)
+        for setup in _setups(turns)
+        for turn in turns
+        if turn.setup == setup and turn.round == 0
+    ]
+    source = Path(config.trace).name if config.trace else (
+        f"{config.isl} in, {config.osl} out, {config.rate:g}/s"
+    )  # fmt: skip
+    draw(panels, config.slo_itl_ms, f"gaps between tokens: {source}", path)
+
+
+def _panel_title(turn: Turn) -> str:
+    p99 = turn.measures.get("ITL p99 ms")
+    return turn.setup.name + (f": ITL p99 {p99:,.0f} ms" if p99 is not None else "")
+
+
+def _setups(turns: Sequence[Turn]) -> list[Setup]:
+    """In the order of the first round."""
+    return list(dict.fromkeys(turn.setup for turn in turns))
