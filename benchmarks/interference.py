@@ -106,6 +106,9 @@ def interference_measures(
         quiet := measures.get("steady ITL quiet p50 ms")
     ) and "steady ITL loaded p99 ms" in measures:
         measures["loaded p99 / quiet p50"] = measures["steady ITL loaded p99 ms"] / quiet
+        measures["loaded p99 / quiet p99"] = (
+            measures["steady ITL loaded p99 ms"] / measures["steady ITL quiet p99 ms"]
+        )
     measures |= percentiles_ms("long TTFT", [record.ttft_s for record in long], (50, 100))
     measures["long prompts done"] = len(long)
     return {**measures, **ledger_measures(long)}

@@ -24,7 +24,16 @@ from typing import Protocol, cast
 from benchmarks.result import ScenarioResult
 from cluster.load.table import table
 
-SCENARIOS = ("engine", "service", "transport", "cancel", "soak", "clients", "prefix")
+SCENARIOS = (
+    "engine",
+    "service",
+    "interference",
+    "transport",
+    "cancel",
+    "soak",
+    "clients",
+    "prefix",
+)
 
 
 class Scenario(Protocol):

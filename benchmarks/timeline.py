@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cluster.load.percentiles import percentile
 from cluster.load.records import RequestRecord
-from cluster.load.table import number
+from cluster.load.table import number, table
+from cluster.load.turns import Turn
 
 HEAD = ("from s", "due", "running", "tokens/s", "ITL p50 ms", "ITL max ms")
 
@@ -37,3 +38,11 @@ def timeline_rows(
             number(max(gaps_s) * 1e3) if gaps_s else "-",
         ))  # fmt: skip
     return rows
+
+
+def print_timelines(turns: Sequence[Turn], width_s: float, gaps_of: str = "") -> None:
+    """One table for each turn."""
+    for turn in turns:
+        print(f"\n{turn.setup.name}, round {turn.round + 1}:")
+        print(table(timeline_rows(turn.records, width_s, gaps_of)))
+    print()

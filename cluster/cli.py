@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pdserve.config import keep_grpc_quiet
 from pdserve.errors import ConfigError, PdserveError
 from pdserve.option_values import nearest
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(_version())
         return 0
+    keep_grpc_quiet()
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")

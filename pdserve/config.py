@@ -213,6 +213,11 @@ def environment_without(names: Iterable[str]) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in dropped}
 
 
+def keep_grpc_quiet() -> None:
+    """Before gRPC is loaded: else it prints a line whenever this process starts another one."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
 def cache_folder() -> Path:
     """Where prepared models are kept: ``$PDSERVE_CACHE``, else ``~/.cache/pdserve``."""
     named = os.environ.get(ENVIRONMENT_PREFIX + "CACHE")

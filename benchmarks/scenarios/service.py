@@ -1,7 +1,6 @@
 """A whole service from its client's side: latencies, rates, errors, and what KV moved.
 
     --concurrency N | --rate R     requests of one shape (the default: 8 at a time)
-    --interference                 steady streams, then long prompts among them
     --compare                      disaggregated against colocated on the same two cores
 
 Drives a running service (``--url``, ``--grpc``) or starts one for each turn with the flags after
@@ -19,21 +18,14 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.interference import (
-    STEADY,
-    InterferencePlan,
-    interference_measures,
-    run_interference,
-)
 from benchmarks.result import ScenarioResult
-from benchmarks.timeline import timeline_rows
+from benchmarks.timeline import print_timelines
 from cluster.load.arrivals import Job, draw_jobs, poisson_offsets
 from cluster.load.faces import ServiceFace
 from cluster.load.records import RequestRecord, load_measures
 from cluster.load.sending import Sender, closed_loop, open_loop
 from cluster.load.setups import Setup, compared_setups, running_setups
-from cluster.load.table import table
-from cluster.load.turns import Measures, Turn, rows_of, summaries, take_turns, write_raw
+from cluster.load.turns import Measures, rows_of, summaries, take_turns, write_raw
 
 SUMMARY = "latencies and rates of a whole service, also disaggregated against colocated"
 _RAW_FOLDER = Path("build") / "benchmarks"
@@ -59,16 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--warmup", type=int, default=4, help="requests first that do not count")
     load.add_argument("--seed", default="0")
     load.add_argument("--timeout-s", type=float, default=600.0, help="longest request")
-    mixed = parser.add_argument_group("interference")
-    mixed.add_argument("--interference", action="store_true")
-    mixed.add_argument("--streams", type=int, default=4)
-    mixed.add_argument("--steady-isl", type=int, default=16)
-    mixed.add_argument("--steady-osl", type=int, default=200)
-    mixed.add_argument("--long-isl", type=int, default=1500)
-    mixed.add_argument("--long-osl", type=int, default=16)
-    mixed.add_argument("--every-s", type=float, default=3.0, help="between long prompts")
-    mixed.add_argument("--phase-s", type=float, default=30.0, help="quiet, and loaded")
-    mixed.add_argument("--settle-s", type=float, default=2.0, help="streams alone, not counted")
     output = parser.add_argument_group("output")
     output.add_argument("--rounds", type=int, default=1)
     output.add_argument("--timeline", type=float, metavar="S", help="print slices of S seconds")
@@ -77,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ScenarioResult:
     setups = _setups(args)
-    load = InterferenceLoad(args) if args.interference else PlainLoad(args)
+    load = PlainLoad(args)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         turns = runner.run(take_turns(setups, args.rounds, load.run, load.measure))
     if args.timeline:
-        _print_timelines(turns, args.timeline, load.gaps_of)
+        print_timelines(turns, args.timeline)
     raw = args.raw or _RAW_FOLDER / f"service-{time.strftime('%Y%m%dT%H%M%S')}.json"
     write_raw(raw, turns)
     print(f"every request: {raw}")
@@ -99,19 +81,11 @@ def _setups(args: argparse.Namespace) -> list[Setup]:
     return running or [Setup(" ".join(flags) or "pdserve serve", tuple(flags), args.face)]
 
 
-def _print_timelines(turns: Sequence[Turn], width_s: float, gaps_of: str) -> None:
-    for turn in turns:
-        print(f"\n{turn.setup.name}, round {turn.round + 1}:")
-        print(table(timeline_rows(turn.records, width_s, gaps_of)))
-    print()
-
-
 @dataclass(frozen=True, slots=True)
 class PlainLoad:
     """Requests of one shape, at a concurrency or at a rate."""
 
     args: argparse.Namespace
-    gaps_of: str = ""
 
     async def run(self, face: ServiceFace, number: int) -> list[RequestRecord]:
         args = self.args
@@ -136,40 +110,6 @@ class PlainLoad:
         how = {"rate": args.rate} if args.rate else {"concurrency": args.concurrency}
         names = ("num_requests", "isl", "osl", "warmup", "seed")
         return {**how, **{name: getattr(args, name) for name in names}}
-
-
-class InterferenceLoad:
-    """Steady streams, quiet and then with long prompts among them."""
-
-    gaps_of = STEADY
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        self._plan = InterferencePlan(
-            num_streams=args.streams, steady_prompt_tokens=args.steady_isl,
-            steady_output_tokens=args.steady_osl, long_prompt_tokens=args.long_isl,
-            long_output_tokens=args.long_osl, every_s=args.every_s, phase_s=args.phase_s,
-            settle_s=args.settle_s,
-        )  # fmt: skip
-
-    async def run(self, face: ServiceFace, number: int) -> list[RequestRecord]:
-        args, plan = self._args, self._plan
-        vocab_size = args.vocab_size or await face.vocab_size()
-        seed = f"{args.seed} {number}"
-        warmup = draw_jobs(
-            args.warmup, num_prompt_tokens=plan.long_prompt_tokens,
-            max_tokens=plan.long_output_tokens, vocab_size=vocab_size, seed=f"{seed} warm",
-        )  # fmt: skip
-        await _warm_up(face, args, warmup)
-        return await run_interference(Sender.start(face, args.timeout_s), plan, vocab_size, seed)
-
-    def measure(self, records: Sequence[RequestRecord]) -> Measures:
-        return interference_measures(records, self._plan)
-
-    def describe(self) -> dict[str, object]:
-        names = ("streams", "steady_isl", "steady_osl", "long_isl", "long_osl", "every_s",
-                 "phase_s", "settle_s", "warmup", "seed")  # fmt: skip
-        return {name: getattr(self._args, name) for name in names}
 
 
 async def _warm_up(face: ServiceFace, args: argparse.Namespace, jobs: Sequence[Job]) -> None:

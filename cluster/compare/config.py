@@ -82,9 +82,9 @@ class CompareConfig:
     load_seed: Annotated[
         str, Option("seed of prompts and arrivals; the same load for all setups", private=True)
     ] = "0"
-    answer_timeout_s: Annotated[
-        float, Option("longest wait for one answer", unit="s", low=0.1)
-    ] = 3600.0
+    answer_timeout_s: Annotated[float, Option("longest wait for one answer", unit="s", low=0.1)] = (
+        3600.0
+    )
     results: Annotated[
         Path, Option("folder for the plot and the raw JSON", private=True)
     ] = Path("build/compare")  # fmt: skip

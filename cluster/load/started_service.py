@@ -55,7 +55,10 @@ async def started_service(flags: Sequence[str]) -> AsyncIterator[ServiceFacts]:
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         up = asyncio.Event()
-        reading = asyncio.create_task(_read_lines(process, up), name="lines of the service")
+        stopping = asyncio.Event()  # what it says of its end is no news
+        reading = asyncio.create_task(
+            _read_lines(process, up, stopping), name="lines of the service"
+        )
         try:
             await _wait_up(up, reading)
             document = json.loads(ready.read_text(encoding="utf-8"))
@@ -66,11 +69,14 @@ async def started_service(flags: Sequence[str]) -> AsyncIterator[ServiceFacts]:
                 tuple((worker["role"], worker["pid"]) for worker in document["workers"]),
             )
         finally:
+            stopping.set()
             await _stop(process)
             await reading
 
 
-async def _read_lines(process: asyncio.subprocess.Process, up: asyncio.Event) -> list[str]:
+async def _read_lines(
+    process: asyncio.subprocess.Process, up: asyncio.Event, stopping: asyncio.Event
+) -> list[str]:
     """To the end, so that the service never waits for a reader. The last lines."""
     assert process.stderr is not None
     tail: deque[str] = deque(maxlen=_NUM_TAIL_LINES)
@@ -79,7 +85,7 @@ async def _read_lines(process: asyncio.subprocess.Process, up: asyncio.Event) ->
         tail.append(line)
         if line.startswith(_UP_LINE):
             up.set()
-        elif up.is_set():
+        elif up.is_set() and not stopping.is_set():
             print(f"    service: {line}", file=sys.stderr)
     return list(tail)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.result import ScenarioResult
 from benchmarks.run import Scenario
-from benchmarks.scenarios import cancel, prefix, service
+from benchmarks.scenarios import cancel, interference, prefix, service
 
 FAKE = ["--", "--engine=fake", "--kv-memory=4"]
 
@@ -48,12 +48,13 @@ def test_service_by_http_at_a_rate(tmp_path: Path) -> None:
     assert {r["timing"]["kv_bytes"] for r in requests} == {0}
 
 
-def test_comparison_under_interference(tmp_path: Path) -> None:
-    result, turns = run_service(
-        tmp_path, "--compare", "--interference", "--streams=2", "--steady-osl=20",
-        "--phase-s=0.4", "--every-s=0.2", "--long-isl=300", "--long-osl=2",
-        "--settle-s=0.1", *FAKE,
+def test_interference_in_three_setups(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    result = run_scenario(
+        interference, "--streams=2", "--steady-osl=20", "--phase-s=0.4", "--every-s=0.2",
+        "--long-isl=300", "--long-osl=2", "--settle-s=0.1", "--warmup=1", f"--raw={raw}", *FAKE,
     )  # fmt: skip
+    turns = json.loads(raw.read_text())
     assert len(result.rows[0]) == 4  # names and three setups
     for turn in turns:
         kinds = [request["kind"] for request in turn["requests"]]
