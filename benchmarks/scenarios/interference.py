@@ -1,8 +1,8 @@
 """What long prompts do to everybody else's next token: steady streams, quiet and then loaded.
 
 Disaggregated and both colocated uses of the same two cores, started in turns, and any OpenAI server
-that runs already (``--against NAME=URL``, may be repeated). Flags after ``--`` go to ``pdserve serve``.
-benchmarks/README.md tells how to read the result.
+that runs already (``--against NAME=URL``, may be repeated). Flags after ``--`` go to
+``pdserve serve``. benchmarks/README.md tells how to read the result.
 """
 
 from __future__ import annotations
