@@ -40,9 +40,9 @@ class RayCluster:
         """One more raylet; options as of ``ray start`` (num_cpus, num_gpus, labels, resources)."""
         return self.cluster.add_node(object_store_memory=_OBJECT_STORE_BYTES, **options)
 
-    def remove_node(self, node: Any) -> None:
-        """As if its host had lost its power; returns once the cluster knows."""
-        self.cluster.remove_node(node, allow_graceful=False)
+    def remove_node(self, node: Any, *, in_order: bool = False) -> None:
+        """As if its host had lost its power, or ``in_order``; returns once the cluster knows."""
+        self.cluster.remove_node(node, allow_graceful=in_order)
         wait_until(lambda: node.node_id not in {each["NodeID"] for each in alive_nodes()})
 
 

@@ -70,6 +70,17 @@ class Served:
     async def seat(self, name: str) -> SeatView:
         return {seat.seat: seat for seat in (await self.status()).seats}[name]
 
+    async def missing(self) -> str:
+        """Why places are not had, once there is a reason; the controller may be away."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    if reasons := (await self.status()).missing:
+                        return "; ".join(reasons)
+                except ActorGone:
+                    pass
+                await asyncio.sleep(_ASK_AGAIN_S)
+
     async def seat_after(self, name: str, launch: int) -> SeatView:
         """The seat, once a later start than ``launch`` is up; the controller may be away."""
         async with asyncio.timeout(60):
