@@ -1,7 +1,7 @@
 """Three hosts and nothing but the three role commands, as docs/operations.md walks through it.
 
-Hosts are network namespaces (support/namespaces.py): addresses, routes and a NAT of their own, on the
-same files and cores. Fake engine. Not covered: real cables, name resolution, loss and delay.
+Hosts are network namespaces (support/namespaces.py): addresses, routes and a NAT of their own, on
+the same files and cores. Fake engine. Not covered: real cables, name resolution, loss and delay.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     this process .254 --+-- switch --+-- hosts .1, .2 ...
                                      +-- gateway .100 (masquerades) -- hidden host .2
 
-Needs root, ``ip`` and (for the hidden host) ``iptables``; ``why_not`` says what is missing. Addresses
-are of the range for benchmarks (RFC 2544), so that they meet nobody's. Everything goes when the
-namespaces are deleted; a process that still runs in one keeps it alive until it ends.
+Needs root, ``ip`` and (for the hidden host) ``iptables``; ``why_not`` says what is missing.
+Addresses are of the range for benchmarks (RFC 2544), so that they meet nobody's. Everything goes
+when the namespaces are deleted; a process that still runs in one keeps it alive until it ends.
 
 Not covered: IPv6, loss and delay on the way (``tc``).
 """
