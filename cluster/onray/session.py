@@ -17,7 +17,6 @@ from cluster.onray.state import NAMESPACE
 from pdserve.errors import ConfigError, PdserveError
 
 _UPLOADED = "_ray_pkg_"  # how Ray names the folder of an upload
-_NOT_SENT = ["tests", "docs", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
 
 
 class ClusterUnreachable(PdserveError):
@@ -69,8 +68,9 @@ def find_controller(service: str) -> Any:
 
 
 def _what_to_send() -> dict[str, Any] | None:
-    """This checkout; nothing where it came by an upload itself, or is installed on every node."""
+    """This checkout but for what .gitignore and .rayignore name; nothing where it came by an upload
+    itself, or is installed on every node."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file() or _UPLOADED in str(root):
         return None
-    return {"working_dir": str(root), "excludes": _NOT_SENT}
+    return {"working_dir": str(root)}

@@ -40,6 +40,15 @@ class RayCluster:
         """One more raylet; options as of ``ray start`` (num_cpus, num_gpus, labels, resources)."""
         return self.cluster.add_node(object_store_memory=_OBJECT_STORE_BYTES, **options)
 
+    def add_nodes(self, *options: dict[str, Any]) -> list[Any]:
+        """Several at once, which start beside each other."""
+        nodes = [
+            self.cluster.add_node(wait=False, object_store_memory=_OBJECT_STORE_BYTES, **each)
+            for each in options
+        ]
+        self.cluster.wait_for_nodes()
+        return nodes
+
     def remove_node(self, node: Any, *, in_order: bool = False) -> None:
         """As if its host had lost its power, or ``in_order``; returns once the cluster knows."""
         self.cluster.remove_node(node, allow_graceful=in_order)
