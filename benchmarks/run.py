@@ -33,6 +33,7 @@ SCENARIOS = (
     "soak",
     "clients",
     "prefix",
+    "scaling",
 )
 
 

@@ -71,8 +71,8 @@ CATALOGUE: tuple[Section, ...] = (
     Section(
         "engine",
         EngineConfig,
-        "the engine of both worker roles; the router reads model, served_model_name, engine and"
-        " dtype here too",
+        "the engine of both worker roles; the router reads model, served_model_name, engine,"
+        " dtype and weights here too",
     ),
     Section("transfer", TransferConfig, "KV transfer, both ends: prefill and decode workers"),
     Section("process", ProcessConfig, "the process of every role"),

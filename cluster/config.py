@@ -11,9 +11,11 @@ from pdserve.config import Option
 from pdserve.shared_options import (
     DEFAULT_DTYPE,
     DEFAULT_GRPC_TARGET,
+    DEFAULT_WEIGHTS,
     Dtype,
     GrpcTarget,
     Json,
+    Weights,
 )
 
 
@@ -83,6 +85,7 @@ class StatusConfig:
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     dtype: Dtype = DEFAULT_DTYPE
+    weights: Weights = DEFAULT_WEIGHTS
     json: Json = False
     context_tokens: Annotated[
         int, Option("info: context of the figures; 0: 2048", unit="tokens", low=0)

@@ -51,7 +51,8 @@ class InprocService:
             RouterApp(plan.router, model, self._clock)
         )
         for worker in self._spec.workers:
-            self.workers[worker.name] = await self._start_worker(worker, model)
+            own = prepare(plan.engine(worker.role), progress=self._say)  # other weights, perhaps
+            self.workers[worker.name] = await self._start_worker(worker, own)
         for report in self.reports():
             self._say(report.describe())
         await wait_serving(self.address.grpc_target, plan.serve.start_timeout_s)

@@ -35,7 +35,7 @@ _ROLES = ("router", "prefill", "decode")
 # Options that a launcher decides for its workers: a shared name means the router's.
 _LAUNCHERS_OWN = ("listen", "advertise", "routers", "worker_id")
 _SET_BY_LAUNCHER = ("routers", "worker_id")
-_WORKERS_SAY = ("model", "served_model_name", "engine", "dtype")
+_WORKERS_SAY = ("model", "served_model_name", "engine", "dtype", "weights")
 _MUST_AGREE = ("model", "served_model_name", "engine", "dtype", "block_size")
 _BESIDE_SERVE = (ServeConfig, ProcessConfig, LogConfig)
 
@@ -82,10 +82,15 @@ class ServicePlan:
         return plan_cluster(groups, host, devices=serve.devices, pin=serve.pin)
 
     def with_model(self, model: str, served_name: str) -> ServicePlan:
-        """The same service of a model prepared beforehand."""
+        """The same service of a model prepared beforehand, with the decode workers' weights."""
 
         def named(engine: EngineConfig) -> EngineConfig:
-            return replace(engine, model=model, served_model_name=served_name)
+            is_this = engine.weights == self.router.weights  # other weights: another folder
+            return replace(
+                engine,
+                model=model if is_this else engine.model,
+                served_model_name=served_name,
+            )
 
         return replace(
             self,
@@ -200,7 +205,7 @@ def _not_launchers(options: tuple[Resolved, ...]) -> tuple[Resolved, ...]:
 def _check_agreement(plan: ServicePlan) -> None:
     first = plan.engine(plan.roles[0])
     for role in plan.roles[1:]:
-        for name in _MUST_AGREE:
+        for name in (*_MUST_AGREE, *(() if plan.router.allows_mixed_weights else ("weights",))):
             ours, theirs = getattr(first, name), getattr(plan.engine(role), name)
             if ours != theirs:
                 raise ConfigError(

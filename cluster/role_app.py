@@ -35,7 +35,9 @@ async def enter_router(
     """Raises ConfigError or ModelFileError as the parts do."""
     from router.app import RouterApp
 
-    engine = EngineConfig(model=config.model, dtype=config.dtype, engine=config.engine)
+    engine = EngineConfig(
+        model=config.model, dtype=config.dtype, weights=config.weights, engine=config.engine
+    )
     model = prepare(engine, progress=progress)
     app = await stack.enter_async_context(RouterApp(config, model, clock))
     ready = RouterReady(

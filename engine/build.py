@@ -32,7 +32,7 @@ def prepare(config: EngineConfig, progress: Callable[[str], None] | None = None)
         return prepare_fake_model(dtype=config.dtype)
     from engine.modelfiles.prepare import prepare_model
 
-    return prepare_model(config.model, config.dtype, progress=progress)
+    return prepare_model(config.model, config.dtype, weights=config.weights, progress=progress)
 
 
 def build_runner(config: EngineConfig, prepared: PreparedModel, clock: Clock) -> StepRunner:

@@ -13,10 +13,12 @@ from pdserve.config import Option
 from pdserve.shared_options import (
     DEFAULT_DTYPE,
     DEFAULT_MODEL,
+    DEFAULT_WEIGHTS,
     Dtype,
     Engine,
     Model,
     ServedModelName,
+    Weights,
 )
 
 
@@ -26,6 +28,7 @@ class EngineConfig:
     served_model_name: ServedModelName = ""
     engine: Engine = "model"
     dtype: Dtype = DEFAULT_DTYPE
+    weights: Weights = DEFAULT_WEIGHTS
     device: Annotated[str, Option("'cpu', 'cuda' or 'cuda:N'")] = "cpu"
     threads: Annotated[
         int, Option("compute threads; 0: this worker's share of the host's cores", low=0, high=1024)

@@ -89,6 +89,7 @@ def _write(folder: Path, tokenizer: str, fingerprint: str, dtype: str) -> None:
             name="fake",
             fingerprint=fingerprint,
             dtype=dtype,
+            weights="full",
             source="engine without a model",
             config=_CONFIG,
             tensors={},

@@ -1,7 +1,8 @@
 """Steps computed by torch: the plain twin of the C kernels, and the only way on a GPU.
 
 Chooses the ways to multiply and to pad that leave rows alone (linear.py, attention.py), then lays
-steps out for the model. Not covered: how long a step's phases take.
+steps out for the model. Matrices of int8 blocks are turned into the model's dtype when it is
+loaded: they save nothing here. Not covered: how long a step's phases take.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import torch
 
 from engine.attention import choose_row_padding
 from engine.batch_plan import plan_batch
-from engine.kv_cache import KvCache
+from engine.kv_cache import TORCH_DTYPES, KvCache
 from engine.linear import choose_kernel
 from engine.model import LINEAR_NAMES, LlamaModel
+from engine.modelfiles.tensor_plan import SCALES
+from engine.modelfiles.weights import dequantised
 from engine.step import StepRow
 from engine.step_models import StagedStep
 from pdserve.prepared import PreparedModel
@@ -34,6 +37,7 @@ class TorchSteps:
         num_positions: int,
     ) -> None:
         config = prepared.config
+        weights = _in_full(prepared, weights)
         linears = [weights[f"layers.0.{name}"] for name in LINEAR_NAMES]
         linears.append(weights["embed" if config.tied_embeddings else "lm_head"])
         kernel = choose_kernel(linears, device)
@@ -59,3 +63,14 @@ class TorchSteps:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _in_full(
+    prepared: PreparedModel, weights: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    if prepared.weights == "full":
+        return weights
+    dtype = TORCH_DTYPES[prepared.dtype]
+    return {
+        name: dequantised(weights, name, dtype) for name in weights if not name.endswith(SCALES)
+    }

@@ -14,7 +14,8 @@ Tensor names: ``embed`` [vocab, hidden]; per layer i ``layers.i.`` + ``input_nor
 Hugging Face's half-rotated RoPE order), ``qkv_bias`` [rows of qkv] if the config says so,
 ``q_norm`` and ``k_norm`` [head_dim] likewise, ``o``, ``post_norm``,
 ``gate_up`` [2 * intermediate, hidden] (gate rows first), ``down``; ``norm``; ``lm_head`` unless
-tied to ``embed``.
+tied to ``embed``. With ``weights`` "int8" every matrix NAME is int8 and has float16
+``NAME.scales`` [rows, columns / 32] beside it: Q8_0's blocks (docs/decisions/0008).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.bin"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TENSOR_ALIGNMENT_BYTES = 4096
 
 
@@ -81,7 +82,7 @@ class ModelConfig:
 class TensorEntry:
     offset_bytes: int
     shape: tuple[int, ...]
-    dtype: str  # "float32" | "bfloat16" | "float16"
+    dtype: str  # "float32" | "bfloat16" | "float16" | "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,9 @@ class PreparedModel:
 
     folder: Path
     name: str  # served name unless another is given
-    fingerprint: str  # weights + tokenizer + dtype
-    dtype: str
+    fingerprint: str  # KV part "." all: weights + tokenizer + dtype; see ``kv_fingerprint``
+    dtype: str  # of activations and KV, and of weights unless they are int8
+    weights: str  # "full": in ``dtype`` | "int8"
     source: str  # for people: file or folder it was made from
     config: ModelConfig
     tensors: dict[str, TensorEntry]
@@ -112,6 +114,12 @@ class PreparedModel:
     def chat_template(self) -> str | None:
         path = self.folder / CHAT_TEMPLATE_NAME
         return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def kv_fingerprint(fingerprint: str) -> str:
+    """What workers must share for one to go on from the other's KV: shape, dtype and tokenizer,
+    but not how exactly weights are held. ``fingerprint``: of a prepared model."""
+    return fingerprint.partition(".")[0]
 
 
 def write_manifest(model: PreparedModel) -> None:

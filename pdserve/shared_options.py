@@ -13,10 +13,11 @@ from pdserve.config import Option
 
 DEFAULT_MODEL = "smollm2"
 DEFAULT_DTYPE = "float32"
+DEFAULT_WEIGHTS = "full"
 DEFAULT_ROUTERS = ("127.0.0.1:9100",)
 DEFAULT_GRPC_TARGET = "127.0.0.1:9000"
 
-# In [engine] these four are every role's: the router serves the model that the workers compute.
+# In [engine] these five are every role's: the router serves the model that the workers compute.
 Model = Annotated[
     str,
     Option(
@@ -36,6 +37,14 @@ Dtype = Annotated[
     Option(
         "type of weights, activations and KV",
         choices=("float32", "bfloat16", "float16"),
+        table="engine",
+    ),
+]
+Weights = Annotated[
+    str,
+    Option(
+        "weights in 'dtype', or matrices as int8 in blocks of 32 with a scale (Q8_0's form)",
+        choices=("full", "int8"),
         table="engine",
     ),
 ]

@@ -13,10 +13,12 @@ from pdserve.config import Option
 from pdserve.shared_options import (
     DEFAULT_DTYPE,
     DEFAULT_MODEL,
+    DEFAULT_WEIGHTS,
     Dtype,
     Engine,
     Model,
     ServedModelName,
+    Weights,
 )
 
 
@@ -26,6 +28,15 @@ class RouterConfig:
     served_model_name: ServedModelName = ""
     engine: Engine = "model"
     dtype: Dtype = DEFAULT_DTYPE
+    weights: Weights = DEFAULT_WEIGHTS
+    mixed_weights: Annotated[
+        str,
+        Option(
+            "workers whose weights differ from the router's in precision, with the same tokenizer,"
+            " shape and dtype: their KV fits, their tokens differ",
+            choices=("refuse", "allow"),
+        ),
+    ] = "refuse"
     mode: Annotated[
         str,
         Option(
@@ -91,6 +102,10 @@ class RouterConfig:
     max_pair_bar_s: Annotated[
         float, Option("longest pause of a pair that could not move KV", unit="s", low=0.01)
     ] = 30.0
+
+    @property
+    def allows_mixed_weights(self) -> bool:
+        return self.mixed_weights == "allow"
 
     @property
     def is_colocated(self) -> bool:

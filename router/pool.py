@@ -24,6 +24,7 @@ from pdserve.errors import (
 from pdserve.links import RouterLink
 from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, FromWorker, Hello, StepReport, WorkerEvent
+from pdserve.prepared import kv_fingerprint
 from pdserve.types import ModelInfo, RequestId, WorkerId
 from router.barred_pairs import BarredPairs
 from router.config import RouterConfig
@@ -187,10 +188,11 @@ class WorkerPool:
                 f"protocol_version is {hello.protocol_version}, the router speaks"
                 f" {PROTOCOL_VERSION}"
             )
-        if hello.model_fingerprint != self._model.fingerprint:
+        if not self._is_served(hello.model_fingerprint):
             raise IncompatibleWorker(
                 f"model_fingerprint of {hello.model_name} is {hello.model_fingerprint}, the"
                 f" router serves {self._model.name} with {self._model.fingerprint}"
+                f"{self._advice(hello)}"
             )
         if self._config.is_colocated:
             return
@@ -203,6 +205,16 @@ class WorkerPool:
                     f" {other.role} worker {other.ref.worker_id} is"
                     f" {getattr(other.hello.layout, field)}"
                 )
+
+    def _is_served(self, fingerprint: str) -> bool:
+        served = self._model.fingerprint
+        if self._config.allows_mixed_weights:
+            return kv_fingerprint(fingerprint) == kv_fingerprint(served)
+        return fingerprint == served
+
+    def _advice(self, hello: Hello) -> str:
+        is_near = kv_fingerprint(hello.model_fingerprint) == kv_fingerprint(self._model.fingerprint)
+        return "; other weights of the same shape: --mixed-weights allow" if is_near else ""
 
     def _join(self, hello: Hello, link: RouterLink) -> WorkerSession:
         older = self._sessions.get(hello.worker_id)

@@ -32,7 +32,7 @@ def run_model(argv: Sequence[str]) -> int:
         found = cost_report(model, shape, config)
         print(json.dumps(found, indent=1) if config.json else cost_table(found))
         return 0
-    prepared = prepare_model(model, config.dtype, progress=_progress)
+    prepared = prepare_model(model, config.dtype, weights=config.weights, progress=_progress)
     if sources.flags["action"] == "prepare":
         print(prepared.folder)
         return 0
@@ -71,7 +71,7 @@ def _table(summary: ModelSummary) -> str:
         "architecture": summary.architecture,
         "parameters": f"{summary.num_parameters:,}",
         "dtype": summary.dtype,
-        "weights": f"{summary.weight_bytes / mib:,.1f} MiB",
+        "weights": f"{summary.weight_bytes / mib:,.1f} MiB, {summary.weights}",
         "layers": f"{summary.num_layers}, hidden {summary.hidden_size}",
         "attention": f"{summary.num_heads} heads of {summary.head_dim}, "
         f"{summary.num_kv_heads} KV heads",

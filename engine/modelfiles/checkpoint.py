@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
+from engine.modelfiles.block_array import BlockArray
 from engine.modelfiles.number_formats import StoredArray
 from pdserve.errors import ModelFileError
 from pdserve.prepared import ModelConfig
@@ -31,7 +32,7 @@ class TextPart:
 class TensorSource(Protocol):
     """Reads one tensor at a time, so that a model never lies in memory twice."""
 
-    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray | BlockArray:
         """The tensor of this Hugging Face name; ModelFileError if it is not there as asked."""
 
 

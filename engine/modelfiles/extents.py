@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from engine.modelfiles.number_formats import ITEM_BYTES, PREPARED_DTYPES
+from engine.modelfiles.number_formats import ITEM_BYTES
 from engine.modelfiles.tensor_plan import plan_tensors
 from pdserve.errors import ModelFileError
 from pdserve.prepared import PreparedModel, TensorEntry
@@ -16,7 +16,9 @@ from pdserve.prepared import PreparedModel, TensorEntry
 def check_weights_file(prepared: PreparedModel) -> None:
     """Raises ModelFileError: a tensor is missing, has another shape or dtype, or is cut off."""
     path = prepared.weights_path
-    planned = {tensor.name: tensor.shape for tensor in plan_tensors(prepared.config)}
+    planned: dict[str, tuple[tuple[int, ...], str]] = {}
+    for tensor in plan_tensors(prepared.config):
+        planned |= tensor.stored(prepared.dtype, prepared.weights)
     if not path.is_file():
         raise ModelFileError(f"{path}: missing")
     file_bytes = path.stat().st_size
@@ -24,16 +26,17 @@ def check_weights_file(prepared: PreparedModel) -> None:
         entry = prepared.tensors.get(name)
         if entry is None:
             raise ModelFileError(f"{prepared.folder}: tensor {name}: missing in the manifest")
-        if entry.shape != planned.get(name):
+        shape, dtype = planned.get(name, ((), ""))
+        if entry.shape != shape:
             raise ModelFileError(
                 f"{prepared.folder}: tensor {name}: shape {list(entry.shape)} in the manifest, "
-                f"the config asks for {list(planned.get(name, ()))}"
+                f"the config asks for {list(shape)}"
             )
-        _check_extent(f"{path}: tensor {name}", entry, prepared.dtype, file_bytes)
+        _check_extent(f"{path}: tensor {name}", entry, dtype, file_bytes)
 
 
 def _check_extent(where: str, entry: TensorEntry, dtype: str, file_bytes: int) -> None:
-    if entry.dtype != dtype or entry.dtype not in PREPARED_DTYPES:
+    if entry.dtype != dtype or entry.dtype not in ITEM_BYTES:
         raise ModelFileError(f"{where}: dtype {entry.dtype!r}, the model is {dtype!r}")
     end = entry.offset_bytes + math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
     if entry.offset_bytes < 0 or end > file_bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.modelfiles.block_array import BlockArray
 from engine.modelfiles.checkpoint import TensorSource
 from engine.modelfiles.number_formats import StoredArray
 from engine.modelfiles.tensor_plan import plan_tensors
@@ -50,15 +51,13 @@ class SplitTensors:
     def __init__(self, inner: TensorSource, config: ModelConfig) -> None:
         self._inner = inner
         self._rows = stored_rows(config, is_fused=True)
-        self._last: tuple[str, StoredArray] | None = None
+        self._last: tuple[str, StoredArray | BlockArray] | None = None
 
-    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray | BlockArray:
         rows = self._rows[name]
         if self._last is None or self._last[0] != rows.name:
             self._last = rows.name, self._inner.read(rows.name, (rows.num_rows, *shape[1:]))
-        whole = self._last[1]
-        end = rows.first_row + shape[0]
-        return StoredArray(whole.values[rows.first_row : end], whole.dtype)
+        return self._last[1].rows(slice(rows.first_row, rows.first_row + shape[0]))
 
 
 def _fused_name(name: str) -> str:

@@ -1,8 +1,8 @@
-"""A GGUF file, or its parts, as a ``Checkpoint``: names translated, blocks decoded to float32.
+"""A GGUF file, or its parts, as a ``Checkpoint``: names translated, blocks decoded.
 
 For models of the Llama architecture llama.cpp's converter reorders the rows of q and k for its own
-rotary layout; reading undoes that. Quantised blocks are decoded by the ``gguf`` package. Not
-covered: tensor types other than those below.
+rotary layout; reading undoes that. Q8_0 stays as it is (block_array.py); other blocks are decoded
+to float32 by the ``gguf`` package. Not covered: tensor types other than those below.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from engine.modelfiles.block_array import BlockArray, from_q8_0
 from engine.modelfiles.checkpoint import Checkpoint, TensorSource, check_token_ids
 from engine.modelfiles.families import Family
 from engine.modelfiles.field_reader import FieldReader
@@ -71,7 +71,7 @@ class GGUFTensors:
         self._where = where
         self._head_dim = head_dim
 
-    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray:
+    def read(self, name: str, shape: tuple[int, ...]) -> StoredArray | BlockArray:
         gguf_name = to_gguf_name(name)
         stored = self._stored.get(gguf_name)
         if stored is None:
@@ -83,7 +83,7 @@ class GGUFTensors:
             )
         array = _decode(stored)
         if self._head_dim is not None and is_rotated(name):
-            return StoredArray(_undo_rotary_order(array.values, self._head_dim), array.dtype)
+            return array.rows(_rotary_order(shape[0], self._head_dim))
         return array
 
 
@@ -133,7 +133,7 @@ def _open_parts(paths: tuple[Path, ...]) -> tuple[list[GGUFHeader], dict[str, _S
     return headers, stored
 
 
-def _decode(stored: _Stored) -> StoredArray:
+def _decode(stored: _Stored) -> StoredArray | BlockArray:
     tensor = stored.tensor
     raw = stored.data[tensor.start : tensor.start + tensor.num_bytes]
     plain = _PLAIN_TYPES.get(tensor.type)
@@ -144,6 +144,8 @@ def _decode(stored: _Stored) -> StoredArray:
         raise ModelFileError(
             f"{stored.path}: tensor {tensor.name}: type {tensor.type.name}; {names} are read"
         )
+    if tensor.type is GGMLQuantizationType.Q8_0:
+        return from_q8_0(np.frombuffer(raw, np.uint8), tensor.shape)
     blocks = np.frombuffer(raw, np.uint8).reshape(*tensor.shape[:-1], -1)
     with np.errstate(all="ignore"):  # damaged scales are found as non-finite values later
         values = dequantize(blocks, tensor.type)
@@ -155,10 +157,10 @@ def _decode_float32(stored: _Stored) -> NDArray[np.float32]:
     return values
 
 
-def _undo_rotary_order(rows: NDArray[Any], head_dim: int) -> NDArray[Any]:
-    """[rows, hidden] with each head's pairs adjacent, to first halves then second halves."""
-    pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+def _rotary_order(num_rows: int, head_dim: int) -> NDArray[np.int64]:
+    """Which stored row, each head's pairs adjacent, comes where: first halves, second halves."""
+    pairs = np.arange(num_rows).reshape(-1, head_dim // 2, 2)
+    return pairs.swapaxes(1, 2).reshape(-1)
 
 
 def _refuse_unexpected(stored: Mapping[str, _Stored], family: Family, config: ModelConfig) -> None:

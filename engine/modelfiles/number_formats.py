@@ -1,7 +1,8 @@
 """Stored arrays and their conversion between float32, bfloat16 and float16, in numpy.
 
-numpy has no bfloat16: such values travel as their bits in uint16. Not covered: integer and 8-bit
-float formats (GGUF's are turned into float32 by the ``gguf`` package before they get here).
+numpy has no bfloat16: such values travel as their bits in uint16. Not covered: 8-bit numbers in
+blocks (block_array.py) and other integer or 8-bit float formats (GGUF's are turned into float32 by
+the ``gguf`` package before they get here).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 PREPARED_DTYPES = ("float32", "bfloat16", "float16")
 _NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
@@ -30,6 +31,9 @@ class StoredArray:
         if self.dtype == "bfloat16":
             return not bool(((self.values & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any())
         return bool(np.isfinite(self.values).all())
+
+    def rows(self, chosen: slice | NDArray[np.int64]) -> StoredArray:
+        return StoredArray(self.values[chosen], self.dtype)
 
     def to_dtype(self, dtype: str) -> StoredArray:
         """The same numbers as ``dtype``, rounded; no copy when they already are.

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from engine.modelfiles.number_formats import ITEM_BYTES
+from engine.modelfiles.tensor_plan import SCALES
 from pdserve.prepared import PreparedModel
 
 
@@ -19,6 +20,7 @@ class ModelSummary:
     name: str
     architecture: str
     dtype: str
+    weights: str  # "full" | "int8"
     source: str
     fingerprint: str
     num_layers: int
@@ -49,7 +51,7 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
     layer_matrices = sum(
         elements[name]
         for name, entry in prepared.tensors.items()
-        if name.startswith("layers.") and len(entry.shape) == 2
+        if name.startswith("layers.") and len(entry.shape) == 2 and not name.endswith(SCALES)
     )
     per_head = config.num_layers * config.head_dim
     item_bytes = ITEM_BYTES[prepared.dtype]
@@ -57,6 +59,7 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
         name=prepared.name,
         architecture=config.architecture,
         dtype=prepared.dtype,
+        weights=prepared.weights,
         source=prepared.source,
         fingerprint=prepared.fingerprint,
         num_layers=config.num_layers,
@@ -68,7 +71,9 @@ def model_summary(prepared: PreparedModel) -> ModelSummary:
         max_positions_tokens=config.max_positions,
         sliding_window_tokens=config.sliding_window,
         num_parameters=prepared.num_parameters,
-        weight_bytes=sum(elements.values()) * item_bytes,
+        weight_bytes=sum(
+            elements[name] * ITEM_BYTES[entry.dtype] for name, entry in prepared.tensors.items()
+        ),
         kv_bytes_per_token=2 * per_head * config.num_kv_heads * item_bytes,
         layer_flops_per_token=2 * layer_matrices,
         head_flops_per_token=2 * config.vocab_size * config.hidden_size,

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.modelfiles.block_array import BLOCK
 from pdserve.prepared import ModelConfig
+
+SCALES = ".scales"  # behind the name of a matrix whose numbers are int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ class PlannedTensor:
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    def stored(self, dtype: str, weights: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of what weights.bin holds of it, by name, in order."""
+        shape = self.shape
+        if weights != "int8" or len(shape) != 2:
+            return {self.name: (shape, dtype)}
+        scales = (shape[0], shape[1] // BLOCK)
+        return {self.name: (shape, "int8"), self.name + SCALES: (scales, "float16")}
 
 
 def plan_tensors(config: ModelConfig) -> tuple[PlannedTensor, ...]:

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Mapping
 
 import torch
 
 from engine.modelfiles.extents import check_weights_file
+from engine.modelfiles.tensor_plan import SCALES
 from pdserve.prepared import PreparedModel
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 def map_weights(prepared: PreparedModel) -> dict[str, torch.Tensor]:
@@ -37,3 +44,13 @@ def map_weights(prepared: PreparedModel) -> dict[str, torch.Tensor]:
         ).view(entry.shape)
         for name, entry in prepared.tensors.items()
     }
+
+
+def dequantised(weights: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix ``name`` in ``dtype``: as it is, or the numbers its int8 blocks stand for."""
+    matrix = weights[name]
+    if matrix.dtype != torch.int8:
+        return matrix.to(dtype)
+    scales = weights[name + SCALES].float()
+    blocks = matrix.float().view(*scales.shape, -1) * scales.unsqueeze(-1)
+    return blocks.view(matrix.shape).to(dtype)

@@ -21,6 +21,7 @@ from engine.modelfiles.prepare import prepare_model
 from pdserve.clock import MonotonicClock
 from pdserve.prepared import PreparedModel
 from pdserve.types import SamplingParams
+from router.config import RouterConfig
 from support.fake_engine import generate, make_attempt
 from support.tiny_families import write_tiny_family
 from support.tiny_llama import write_tiny_llama
@@ -46,8 +47,10 @@ def engine_of(checkpoint: Path, dtype: str, **changes: object) -> EngineConfig:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def prepared(checkpoint: Path, dtype: str) -> PreparedModel:
-    return prepare_model(str(checkpoint), dtype, cache_dir=checkpoint.parent / "cache")
+def prepared(checkpoint: Path, dtype: str, weights: str = "full") -> PreparedModel:
+    return prepare_model(
+        str(checkpoint), dtype, weights=weights, cache_dir=checkpoint.parent / "cache"
+    )
 
 
 def prompt(length: int) -> list[int]:
@@ -113,6 +116,34 @@ async def test_block_and_chunk_sizes_change_no_token(
     async with Trio(TrioOptions(engine=other, model=model)) as trio:
         outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
     assert [outcome.ids for outcome in outcomes] == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_int8_weights_on_both_roles(checkpoint: Path, dtype: str) -> None:
+    engine, model = engine_of(checkpoint, dtype), prepared(checkpoint, dtype, "int8")
+    prompts = [prompt(length) for length in LENGTHS]
+    expected = await plain_loop(engine, model, prompts, SEEDED)
+    for mode, kv in (("disaggregated", "grpc"), ("colocated", "inproc")):
+        async with Trio(TrioOptions(mode=mode, kv=kv, engine=engine, model=model)) as trio:
+            outcomes = await asyncio.gather(*(trio.generate(ids, SEEDED) for ids in prompts))
+        assert [outcome.ids for outcome in outcomes] == expected
+
+
+async def test_int8_decode_goes_on_from_the_kv_of_full_prefill(checkpoint: Path) -> None:
+    """The first token is the full model's; what follows is int8's own, the same every time."""
+    engine, model = engine_of(checkpoint, "float32"), prepared(checkpoint, "float32")
+    prompts = [prompt(length) for length in LENGTHS]
+    full = await plain_loop(engine, model, prompts, GREEDY)
+    options = TrioOptions(
+        engine=engine, model=model, decode_model=prepared(checkpoint, "float32", "int8"),
+        router=RouterConfig(mixed_weights="allow"),
+    )  # fmt: skip
+    async with Trio(options) as trio:
+        first = [(await trio.generate(ids, GREEDY)).ids for ids in prompts]
+        again = await asyncio.gather(*(trio.generate(ids, GREEDY) for ids in prompts))
+    assert [ids[0] for ids in first] == [ids[0] for ids in full]
+    assert [len(ids) for ids in first] == [GREEDY.max_tokens] * len(prompts)
+    assert [outcome.ids for outcome in again] == first
 
 
 async def test_thirty_two_at_once_equal_each_alone(checkpoint: Path) -> None:

@@ -76,7 +76,8 @@ def write_byte_model(folder: Path, *, adds_bos: bool = False) -> PreparedModel:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     shape = ModelConfig("fake", VOCAB_SIZE, 8, 8, 1, 1, 1, 8, 1e-5, 1e4, RopeScaling(), 512, True)
     return PreparedModel(
-        folder=folder, name=MODEL_NAME, fingerprint="f", dtype="float32", source="test",
+        folder=folder, name=MODEL_NAME, fingerprint="f", dtype="float32", weights="full",
+        source="test",
         config=shape, tensors={}, bos_token_id=BOS, eos_token_ids=(END,), adds_bos=adds_bos,
         num_parameters=0,
     )  # fmt: skip

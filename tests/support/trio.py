@@ -70,6 +70,7 @@ class TrioOptions:
     prefill: PrefillConfig = field(default_factory=PrefillConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     model: PreparedModel | None = None
+    decode_model: PreparedModel | None = None  # if it is another one
     harm: Harm | None = None  # what happens to KV messages on their way to decode workers
     wrap_runner: Callable[[Role, StepRunner], StepRunner] = lambda role, runner: runner
 
@@ -241,13 +242,14 @@ class Trio:
                 listeners=[self._listener()], dial_router=dial,  # type: ignore[arg-type]
             ), runner  # fmt: skip
         engine = options.decode_engine or engine
-        runner = options.wrap_runner(role, build_runner(engine, self.model, self._clock))
+        model = options.decode_model or self.model
+        runner = options.wrap_runner(role, build_runner(engine, model, self._clock))
         decode = replace(
             options.decode, engine=engine, transfer=options.transfer, worker_id=name,
             routers=("r",),
         )  # fmt: skip
         return DecodeApp(
-            decode, self.model, runner, self._clock,
+            decode, model, runner, self._clock,
             dialers=self._dialers(runner), dial_router=dial,  # type: ignore[arg-type]
         ), runner  # fmt: skip
 

@@ -64,6 +64,16 @@ def test_workers_must_agree_on_what_travels_between_them() -> None:
         plan_of("--prefill-block-size=8")
 
 
+def test_weights_of_roles_differ_only_if_allowed() -> None:
+    mixed = ("--prefill-weights=full", "--decode-weights=int8")
+    with pytest.raises(ConfigError, match=r"weights must be the same.*'full' for prefill"):
+        plan_of(*mixed)
+    plan = plan_of(*mixed, "--mixed-weights=allow").with_model("/models/m-int8", "m")
+    assert (plan.router.weights, plan.router.model) == ("int8", "/models/m-int8")
+    assert (plan.decode.engine.weights, plan.decode.engine.model) == ("int8", "/models/m-int8")
+    assert (plan.prefill.engine.weights, plan.prefill.engine.model) == ("full", "smollm2")
+
+
 def test_colocated_has_decode_workers_only() -> None:
     plan = plan_of("--mode=colocated", "--prefill-workers=3", "--prefill-block-size=8")
     spec = plan.cluster_spec(HOST)

@@ -11,7 +11,7 @@ from pdserve.errors import IncompatibleWorker, ProtocolError, ShuttingDown, Work
 from pdserve.messages import PROTOCOL_VERSION, Admitted, Drain, Goodbye, StepReport, Welcome
 from pdserve.types import FinishReason, Leg, RequestId, Role, WorkerStatus
 from support.router_bench import RouterBench
-from support.scripted_worker import LAYOUT, LIMITS, ScriptedWorker, make_hello, settle
+from support.scripted_worker import FINGERPRINT, LAYOUT, LIMITS, ScriptedWorker, make_hello, settle
 
 OLDER = PROTOCOL_VERSION - 1
 
@@ -53,6 +53,19 @@ async def test_a_worker_that_does_not_fit_is_told_the_field(
         assert isinstance(worker.refused, IncompatibleWorker)
         assert words in str(worker.refused)
         assert worker_ids(bench) == ["P1"]
+
+
+async def test_other_weights_of_the_same_shape_join_only_if_allowed() -> None:
+    async with RouterBench() as bench:
+        worker = await bench.connect("D1", Role.DECODE, model_fingerprint=FINGERPRINT + ".int8")
+        assert isinstance(worker.refused, IncompatibleWorker)
+        assert "--mixed-weights allow" in str(worker.refused)
+    async with RouterBench(mixed_weights="allow") as bench:
+        await bench.join("D1", Role.DECODE, model_fingerprint=FINGERPRINT + ".int8")
+        worker = await bench.connect("D2", Role.DECODE, model_fingerprint="another.int8")
+        assert isinstance(worker.refused, IncompatibleWorker)
+        assert "--mixed-weights" not in str(worker.refused)
+        assert worker_ids(bench) == ["D1"]
 
 
 async def test_layouts_of_one_role_and_of_colocated_workers_may_differ() -> None:
