@@ -16,7 +16,7 @@ from cluster.onray.actors import controller_name, kill_actor, services
 from cluster.onray.calls import ActorGone, answer
 from cluster.onray.controller import Controller
 from cluster.onray.session import connect, disconnect
-from cluster.onray.state import NAMESPACE
+from cluster.onray.state import NAMESPACE, forget_all_but
 from cluster.onray.view import ServiceView
 from cluster.plan import ServicePlan
 from cluster.ready import WorkerReady
@@ -69,7 +69,9 @@ class RayService:
             upload=config.upload, may_start=not config.detached,
         )  # fmt: skip
         self._is_connected = True
-        if config.service in services():
+        there = services()
+        forget_all_but(there)
+        if config.service in there:
             raise ConfigError(f"a service {config.service!r} runs already; choose a --service")
         self._controller = (
             ray.remote(Controller)

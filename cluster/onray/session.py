@@ -13,7 +13,7 @@ import ray
 
 from cluster.child import Say
 from cluster.onray.actors import controller_name, services
-from cluster.onray.state import NAMESPACE
+from cluster.onray.state import NAMESPACE, forget_all_but
 from pdserve.errors import ConfigError, PdserveError
 
 _UPLOADED = "_ray_pkg_"  # how Ray names the folder of an upload
@@ -59,10 +59,11 @@ def find_controller(service: str) -> Any:
     Raises:
         ConfigError: no such service runs here; names those that do.
     """
+    others = services()
+    forget_all_but(others)
     try:
         return ray.get_actor(controller_name(service), NAMESPACE)
     except ValueError:  # Ray's word for "there is none"
-        others = services()
         there = f"; there is {', '.join(others)}" if others else "; there is none"
         raise ConfigError(f"no service {service!r} on this cluster{there}") from None
 

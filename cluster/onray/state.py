@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ray.experimental import internal_kv
 
 NAMESPACE = "pdserve"  # of actors, placement groups and keys
+_KEYS, _KEY_END = "pdserve/", "/state"
 
 
 @dataclass(slots=True)
@@ -77,7 +79,7 @@ class StateStore:
     """The state of one service. Needs a connection to Ray."""
 
     def __init__(self, service: str) -> None:
-        self._key = f"pdserve/{service}/state"
+        self._key = f"{_KEYS}{service}{_KEY_END}"
 
     def save(self, state: ServiceState) -> None:
         internal_kv._internal_kv_put(self._key, state.encode(), namespace=NAMESPACE)
@@ -88,3 +90,14 @@ class StateStore:
 
     def forget(self) -> None:
         internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
+
+
+def forget_all_but(services: Collection[str]) -> None:
+    """A driver that is killed outright takes its controller with it, and no one can clear up then:
+    what is left of such a service goes when somebody looks next. ``services``: all that have a
+    controller; one has its name before it writes its state.
+    """
+    for key in internal_kv._internal_kv_list(_KEYS, namespace=NAMESPACE):
+        service = key.decode().removeprefix(_KEYS).removesuffix(_KEY_END)
+        if service not in services:
+            StateStore(service).forget()

@@ -49,24 +49,29 @@ async def test_any_actor_killed_under_load_loses_no_stream(
             await assert_settled(client, "prefill-0", "decode-0")
 
 
-async def test_the_controller_killed_under_load_finds_its_actors_again(
+async def test_a_detached_service_outlives_its_driver_and_its_controller(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     async with (
-        served_on_ray(cluster, tmp_path, *STEPS) as served,
+        served_on_ray(cluster, tmp_path, *STEPS, "--detached") as served,
         AsyncClient(served.grpc_target) as client,
     ):
-        before = await served.status()
+        assert await served.process.rest() == 0
+        assert "'pdserve cluster stop --service tested' ends it" in served.process.lines[-1]
+        before = await served.scale({"decode": 2})
         own = await served.pid_of_controller()
         streams = Streams(client, PROMPTS, 60)
         await eventually(lambda: streams.num_tokens_read >= 24, timeout_s=60)
         os.kill(own, signal.SIGKILL)
         await streams.assert_right()
         await served.controller_after(own)
-        view = await served.scale({"decode": 2})
-        pids = {seat.seat: seat.pid for seat in view.seats}
-        assert {seat.seat: seat.pid for seat in before.seats}.items() <= pids.items()
+        after = await served.status()
+        assert {seat.seat: seat.pid for seat in after.seats} == {
+            seat.seat: seat.pid for seat in before.seats
+        }
         await assert_settled(client, "prefill-0", "decode-0", "decode-1")
+        stopped = await served.cluster_command(cluster, "stop")
+        assert (stopped.process.returncode, stopped.lines[-1]) == (0, "tested stopped")
 
 
 async def test_scaling_and_draining_under_load_changes_no_stream(
@@ -118,16 +123,26 @@ async def test_two_routers_share_the_workers_and_come_back_on_their_ports(
             await Streams(again, PROMPTS[:4], 20).assert_right()
 
 
-async def test_a_hung_worker_is_replaced(cluster: RayCluster, tmp_path: Path) -> None:
+async def test_a_worker_that_makes_no_progress_is_replaced(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
     async with (
-        served_on_ray(cluster, tmp_path, "--stall-s=1", "--worker-loss-s=1") as served,
+        served_on_ray(
+            cluster, tmp_path, "--stall-s=1", "--worker-loss-s=1", "--fake-decode-ms=30000"
+        ) as served,
         AsyncClient(served.grpc_target) as client,
     ):
-        hung = await served.seat("decode-0")
-        os.kill(hung.pid, signal.SIGSTOP)
-        await served.seat_after("decode-0", hung.launch)
-        await asyncio.to_thread(wait_until, lambda: not psutil.pid_exists(hung.pid))
-        await Streams(client, PROMPTS[:4], 20).assert_right()
+        in_a_step = await served.seat("decode-0")
+        reading = Streams(client, PROMPTS[:1], 2)
+        # Its event loop turns and answers; only the age of its step tells.
+        assert (await served.problem_of("decode-0")).startswith("no step for 1.")
+        await served.seat_after("decode-0", in_a_step.launch)
+        await reading.cancel()
+        stopped = await served.seat("prefill-0")
+        os.kill(stopped.pid, signal.SIGSTOP)
+        await served.seat_after("prefill-0", stopped.launch)
+        await asyncio.to_thread(wait_until, lambda: not psutil.pid_exists(stopped.pid))
+        await Streams(client, PROMPTS[:4], 1).assert_right()
 
 
 async def test_nothing_outlives_a_driver_that_is_killed(
@@ -135,7 +150,9 @@ async def test_nothing_outlives_a_driver_that_is_killed(
 ) -> None:
     async with served_on_ray(cluster, tmp_path) as served:
         served.process.process.kill()
-        served.forget_state()
+        await asyncio.to_thread(wait_until, lambda: "tested" not in services())
+        asked = await served.cluster_command(cluster, "status")
+        assert "no service 'tested' on this cluster; there is none" in "\n".join(asked.lines)
 
 
 async def test_what_cannot_be_placed_is_said(cluster: RayCluster, tmp_path: Path) -> None:

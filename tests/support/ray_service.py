@@ -63,12 +63,23 @@ class Served:
                 except ActorGone:
                     await asyncio.sleep(_ASK_AGAIN_S)
 
-    def forget_state(self) -> None:
-        """What a driver that was killed cannot take away: a row that the next service replaces."""
-        StateStore(self.service).forget()
+    async def cluster_command(self, cluster: RayCluster, action: str, *words: str) -> Command:
+        """``pdserve cluster``, run to its end."""
+        flags = (f"--address={cluster.address}", f"--service={self.service}")
+        async with command("cluster", action, *words, *flags) as done:
+            await done.rest()
+            return done
 
     async def seat(self, name: str) -> SeatView:
         return {seat.seat: seat for seat in (await self.status()).seats}[name]
+
+    async def problem_of(self, name: str) -> str:
+        """Why this one is down, once it is."""
+        async with asyncio.timeout(60):
+            while True:
+                if problem := (await self.seat(name)).problem:
+                    return problem
+                await asyncio.sleep(_ASK_AGAIN_S)
 
     async def missing(self) -> str:
         """Why places are not had, once there is a reason; the controller may be away."""

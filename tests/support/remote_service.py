@@ -50,6 +50,12 @@ class Streams:
         for prompt_ids, ids in zip(self._prompts, self.ids, strict=True):
             assert ids == oracle(prompt_ids, self._num_tokens)
 
+    async def cancel(self) -> None:
+        """Let go of those that still run."""
+        for reading in self._reading:
+            reading.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
+
     async def failures(self) -> list[BaseException | None]:
         """What ended each stream; None for one that came to its end."""
         return list(await asyncio.gather(*self._reading, return_exceptions=True))
