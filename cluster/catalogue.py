@@ -19,6 +19,7 @@ from cluster.config import (
     ModelConfig,
     ServeConfig,
     StatusConfig,
+    TraceCommandConfig,
 )
 from cluster.onray.config import ClusterConfig, RayConfig
 from decode_worker.config import DecodeConfig
@@ -83,6 +84,7 @@ CATALOGUE: tuple[Section, ...] = (
     Section("cluster", ClusterConfig, "`pdserve cluster`"),
     Section("generate", GenerateConfig, "`pdserve generate`"),
     Section("status", StatusConfig, "`pdserve status`"),
+    Section("trace", TraceCommandConfig, "`pdserve trace`"),
     Section("model", ModelConfig, "`pdserve model`"),
     Section("doctor", DoctorConfig, "`pdserve doctor`, besides the options of `pdserve serve`"),
 )

@@ -83,6 +83,15 @@ class StatusConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceCommandConfig:
+    grpc_target: GrpcTarget = DEFAULT_GRPC_TARGET
+    json: Json = False
+    width: Annotated[
+        int, Option("of the drawing, beside its labels", unit="characters", low=10, high=1000)
+    ] = 60
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     dtype: Dtype = DEFAULT_DTYPE
     weights: Weights = DEFAULT_WEIGHTS

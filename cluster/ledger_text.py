@@ -18,11 +18,13 @@ def timing_of(ledger: Mapping[str, Any]) -> RequestTiming:
 def ledger_lines(timing: RequestTiming) -> list[str]:
     """Parts that add up, each in milliseconds."""
     first = {
+        "receive": timing.receive_s,
         "tokenize": timing.tokenize_s,
         "queue": timing.queue_s,
         "prefill queue": timing.prefill_queue_s,
         "prefill": timing.prefill_compute_s,
         "return": timing.first_token_return_s,
+        "send": timing.first_token_send_s,
     }
     lines = [f"TTFT {_ms(timing.ttft_s)} ms = {_sum(first)}"]
     if timing.decode_worker and timing.num_generated_tokens > 1:

@@ -37,7 +37,9 @@ from pdserve.option_values import SCALARS, checked_value, nearest
 ENVIRONMENT_PREFIX = "PDSERVE_"
 ROLE_SECTIONS = ("serve", "router", "prefill", "decode")
 SHARED_SECTIONS = ("engine", "transfer", "process", "log")
-COMMAND_SECTIONS = ("batch", "compare", "generate", "status", "model", "doctor", "ray", "cluster")
+COMMAND_SECTIONS = (
+    "batch", "compare", "generate", "status", "trace", "model", "doctor", "ray", "cluster",
+)  # fmt: skip
 SECTIONS = (*ROLE_SECTIONS, *SHARED_SECTIONS, *COMMAND_SECTIONS)
 
 ConfigT = TypeVar("ConfigT")

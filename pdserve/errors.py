@@ -7,6 +7,7 @@
     │   ├── InvalidRequest         400 INVALID_ARGUMENT    field and limit named
     │   ├── PayloadTooLarge        413 RESOURCE_EXHAUSTED
     │   ├── UnknownModel           404 NOT_FOUND
+    │   ├── UnknownRequest         404 NOT_FOUND           its ledger is not kept (any more)
     │   ├── Overloaded             429 RESOURCE_EXHAUSTED  with retry_after_s
     │   ├── DeadlineExceeded       504 DEADLINE_EXCEEDED
     │   └── RequestCancelled       499 CANCELLED           the client left
@@ -95,6 +96,16 @@ class UnknownModel(RequestError):
     http_status = 404
     grpc_code = "NOT_FOUND"
     code = "model_not_found"
+    openai_type = "invalid_request_error"
+
+
+class UnknownRequest(RequestError):
+    """The router does not keep (or never had) a request of that name."""
+
+    http_status = 404
+    grpc_code = "NOT_FOUND"
+    code = "request_not_found"
+    next_step = "--trace-requests of the router says how many are kept; `last` is the newest"
     openai_type = "invalid_request_error"
 
 

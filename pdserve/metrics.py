@@ -155,8 +155,16 @@ class _RequestSeries:
     def observe_ledger(self, timing: RequestTiming) -> None:
         self._ledger["ttft"].observe(timing.ttft_s)
         self._ledger["total"].observe(timing.total_s)
+        self._ledger["receive"].observe(timing.receive_s)
+        self._ledger["tokenize"].observe(timing.tokenize_s)
         self._ledger["queue"].observe(timing.queue_s)
+        self._ledger["prefill_queue"].observe(timing.prefill_queue_s)
         self._ledger["prefill"].observe(timing.prefill_compute_s)
+        self._ledger["first_return"].observe(timing.first_token_return_s)
+        self._ledger["first_send"].observe(timing.first_token_send_s)
+        if timing.num_generated_tokens > 1:
+            self._ledger["first_step"].observe(timing.decode_first_step_s)
+            self._ledger["return"].observe(timing.token_return_s)
         if timing.kv_tokens or timing.kv_cached_tokens:  # else colocated, or one token only
             self._ledger["kv_transfer"].observe(timing.kv_transfer_s)
             self._ledger["kv_exposed"].observe(timing.kv_exposed_s)
@@ -168,11 +176,18 @@ def _ledger_histograms(registry: CollectorRegistry) -> dict[str, Histogram]:
     definitions: tuple[tuple[str, str, str, Iterable[float]], ...] = (
         ("ttft", "time_to_first_token", "Request taken to first token out", _WAIT_BUCKETS_S),
         ("total", "request_duration", "Request taken to its last token out", _TOTAL_BUCKETS_S),
+        ("receive", "receive", "Arrival to read and understood", _WAIT_BUCKETS_S),
+        ("tokenize", "tokenize", "Chat template, token ids, limits", _WAIT_BUCKETS_S),
         ("queue", "router_queue", "Waiting at the router for a dispatch", _WAIT_BUCKETS_S),
+        ("prefill_queue", "prefill_queue", "Submit to first chunk", _WAIT_BUCKETS_S),
         ("prefill", "prefill_compute", "First chunk to first token", _WAIT_BUCKETS_S),
+        ("first_return", "first_token_return", "Rest of the way there and back", _WAIT_BUCKETS_S),
+        ("first_send", "first_token_send", "Router to the connection", _WAIT_BUCKETS_S),
         ("kv_transfer", "kv_transfer", "First KV frame to verified commit", _WAIT_BUCKETS_S),
         ("kv_exposed", "kv_transfer_exposed", "First token to commit: not hidden", _WAIT_BUCKETS_S),
         ("decode_queue", "decode_queue", "Commit to first decode step", _WAIT_BUCKETS_S),
+        ("first_step", "decode_first_step", "First decode step", _WAIT_BUCKETS_S),
+        ("return", "token_return", "Rest of the gap between tokens 1 and 2", _WAIT_BUCKETS_S),
     )
     return {
         key: Histogram(f"pdserve_{name}_seconds", text, buckets=tuple(buckets), registry=registry)

@@ -161,6 +161,15 @@ class ClusterStatusView:
     draining: bool = False  # the router takes no more requests
 
 
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """A request that has ended. ``outcome``: finish reason, "cancelled", or the error's code."""
+
+    request_id: str
+    outcome: str
+    timing: RequestTiming
+
+
 class GenerationStream(Protocol):
     """One generation under way; one reader.
 
@@ -176,13 +185,16 @@ class GenerationStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[GenerateDelta]: ...
 
+    def first_piece_sent(self) -> None:
+        """The first delta is on the client's connection: the end of its TTFT."""
+
     def cancel(self, reason: str) -> None:
         """Nobody will read on: stop the work. Does nothing once it has ended."""
 
 
 class InferenceBackend(Protocol):
-    async def generate(self, job: GenerateJob) -> GenerationStream:
-        """Start one.
+    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> GenerationStream:
+        """Start one. ``receive_s``: since its request came.
 
         Raises:
             RequestError: the request cannot be taken, and why.
@@ -192,3 +204,6 @@ class InferenceBackend(Protocol):
     def models(self) -> tuple[ModelInfo, ...]: ...
 
     def cluster_status(self) -> ClusterStatusView: ...
+
+    def request_record(self, request_id: str) -> RequestRecord:
+        """What is kept of a request that has ended. Raises UnknownRequest."""

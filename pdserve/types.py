@@ -299,17 +299,21 @@ class DecodeTiming:
 class RequestTiming:
     """The ledger of one request, all in seconds unless named otherwise.
 
-    ``tokenize + queue + prefill_queue + prefill_compute + first_token_return`` is the TTFT at the
-    router's face; ``kv_exposed + decode_queue + decode_first_step + token_return`` is the gap
-    between token 1 and token 2. Remainders (the ``*_return`` parts) are differences of two stamps
-    of the router's clock, less what the workers measured on theirs.
+    ``receive + tokenize + queue + prefill_queue + prefill_compute + first_token_return +
+    first_token_send`` is the TTFT of a streaming client but for its own connection;
+    ``kv_exposed + decode_queue + decode_first_step + token_return`` is the gap between token 1 and
+    token 2 at the router. Remainders (the ``*_return`` parts and ``first_token_send``) are
+    differences of two stamps of the router's clock, less what is told by the other parts.
+    docs/ledger.md says where each part begins and ends.
     """
 
+    receive_s: float = 0.0  # the request's arrival at the face -> read and understood
     tokenize_s: float = 0.0
     queue_s: float = 0.0
     prefill_queue_s: float = 0.0
     prefill_compute_s: float = 0.0
     first_token_return_s: float = 0.0
+    first_token_send_s: float = 0.0  # at the router -> written to a streaming client's connection
     kv_bytes: int = 0
     kv_tokens: int = 0
     kv_transport: str = ""
@@ -330,11 +334,13 @@ class RequestTiming:
     @property
     def ttft_s(self) -> float:
         return (
-            self.tokenize_s
+            self.receive_s
+            + self.tokenize_s
             + self.queue_s
             + self.prefill_queue_s
             + self.prefill_compute_s
             + self.first_token_return_s
+            + self.first_token_send_s
         )
 
     @property

@@ -25,6 +25,7 @@ from router.http.app import build_http_app
 from router.http.config import HttpConfig
 from router.http.server import HttpServer, serve_http
 from router.http.status import ServiceStatus
+from router.recent_requests import RecentRequests
 from router.router import Router
 from router.text_generation import TextService
 from router.tokenizer import TextModel
@@ -49,18 +50,25 @@ class RouterApp:
         )
         self.router = Router(config, self.model, clock)
         metrics = ServiceMetrics()
-        text = TextService(self.router, TextModel.load(model), metrics=metrics, clock=clock)
+        recent = RecentRequests(config.trace_requests)
+        text = TextService(
+            self.router, TextModel.load(model), metrics=metrics, clock=clock, recent=recent
+        )
         self._http_config = HttpConfig(
             max_body_bytes=config.max_body_bytes,
             stalled_write_s=config.stalled_write_s,
             cors_origins=config.cors_origins,
         )
-        self._http_app = build_http_app(text, self._service_status, metrics, self._http_config)
+        self._http_app = build_http_app(
+            text, self._service_status, metrics, self._http_config, clock=clock
+        )
         self._public = GrpcServer(
             f"{config.listen}:{config.grpc_port}",
             [
                 InferenceServer(
-                    TextBackend(text, self.router.status), stalled_write_s=config.stalled_write_s
+                    TextBackend(text, self.router.status, recent),
+                    stalled_write_s=config.stalled_write_s,
+                    clock=clock,
                 )
             ],
             max_message_bytes=config.max_body_bytes,

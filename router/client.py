@@ -25,6 +25,7 @@ from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    RequestRecord,
     SamplingOptions,
     ToolCall,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "GenerateDelta",
     "GenerateOptions",
     "ModelInfo",
+    "RequestRecord",
     "TextStream",
     "ToolCall",
 ]
@@ -107,6 +109,10 @@ class Client:
     def cluster_status(self) -> ClusterStatusView:
         return self._stub.cluster_status()
 
+    def request_record(self, request_id: str) -> RequestRecord:
+        """What is kept of a request that has ended; "last": the newest. Raises UnknownRequest."""
+        return self._stub.request_record(request_id)
+
     def close(self) -> None:
         """Ends what still runs."""
         self._stub.close()
@@ -136,6 +142,9 @@ class AsyncClient:
 
     async def cluster_status(self) -> ClusterStatusView:
         return await self._stub.cluster_status()
+
+    async def request_record(self, request_id: str) -> RequestRecord:
+        return await self._stub.request_record(request_id)
 
     async def close(self) -> None:
         """Ends what still runs."""

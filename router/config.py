@@ -96,6 +96,13 @@ class RouterConfig:
     max_body_bytes: Annotated[
         int, Option("longest request body or message of a client", unit="bytes", low=1024)
     ] = 8 * 1024 * 1024
+    trace_requests: Annotated[
+        int,
+        Option(
+            "latest requests whose ledgers are kept for `pdserve trace`", unit="requests", low=0,
+            high=1_000_000,
+        ),
+    ] = 1000  # fmt: skip
     pair_bar_s: Annotated[
         float, Option("first pause of a pair that could not move KV; doubles", unit="s", low=0.01)
     ] = 1.0

@@ -16,6 +16,7 @@ from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    RequestRecord,
     SampledToken,
     SamplingOptions,
     TokenText,
@@ -25,6 +26,7 @@ from pdserve.public import (
 from pdserve.types import ModelInfo, RequestId, RequestTiming, SamplingParams
 from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.cluster_view import ClusterStatus, WorkerEntry
+from router.recent_requests import RecentRequests
 from router.text_generation import TextGeneration, TextService
 from router.text_job import ChatPrompt, Prompt, TextDelta, TextJob, TextPrompt, TokenPrompt
 from router.text_job import TokenText as RouterTokenText
@@ -46,6 +48,9 @@ class TextStream:
     @property
     def timing(self) -> RequestTiming:
         return self._generation.timing
+
+    def first_piece_sent(self) -> None:
+        self._generation.first_piece_sent()
 
     def cancel(self, reason: str) -> None:
         self._generation.cancel(reason)
@@ -79,20 +84,30 @@ class TextStream:
 class TextBackend:
     """Satisfies ``InferenceBackend``."""
 
-    def __init__(self, service: TextService, status: Callable[[], ClusterStatus]) -> None:
+    def __init__(
+        self,
+        service: TextService,
+        status: Callable[[], ClusterStatus],
+        recent: RecentRequests | None = None,
+    ) -> None:
         """``status`` gives a snapshot of the cluster whenever it is called."""
         self._service = service
         self._status = status
+        self._recent = RecentRequests(0) if recent is None else recent
 
-    async def generate(self, job: GenerateJob) -> TextStream:
+    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> TextStream:
         """Raises UnknownModel, and what TextService.start raises."""
         served = self._service.model.name
         if job.model not in ("", served):
             raise UnknownModel(f"model: {job.model!r} is not served here, only {served!r}")
-        return TextStream(await self._service.start(_text_job(job)))
+        return TextStream(await self._service.start(_text_job(job), receive_s=receive_s))
 
     def models(self) -> tuple[ModelInfo, ...]:
         return (self._service.model,)
+
+    def request_record(self, request_id: str) -> RequestRecord:
+        """Raises UnknownRequest."""
+        return self._recent.find(request_id)
 
     def cluster_status(self) -> ClusterStatusView:
         status = self._status()

@@ -20,6 +20,7 @@ from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import EngineFailure, InvalidRequest, PdserveError, RequestCancelled
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
+from pdserve.public import RequestRecord
 from pdserve.types import (
     FinishReason,
     ModelInfo,
@@ -30,7 +31,9 @@ from pdserve.types import (
     TokenEvent,
     TokenLogprobs,
 )
+from router.face_timing import FaceTiming
 from router.generation import Generation, TokenService
+from router.recent_requests import RecentRequests
 from router.stop_strings import StopScan, StopScanner
 from router.text_job import (
     ChatPrompt,
@@ -57,12 +60,16 @@ class TextService:
         *,
         metrics: ServiceMetrics | None = None,
         clock: Clock | None = None,
+        recent: RecentRequests | None = None,
     ) -> None:
-        """``clock`` must be the one ``tokens`` reads deadlines on; default: the real one."""
+        """``clock`` must be the one ``tokens`` reads deadlines on; default: the real one.
+        ``recent`` gets the ledger of every request that ends; default: nobody.
+        """
         self._tokens = tokens
         self._text = text
         self._metrics = metrics or ServiceMetrics()
         self._clock = clock or MonotonicClock()
+        self._recent = RecentRequests(0) if recent is None else recent
 
     @property
     def model(self) -> ModelInfo:
@@ -73,17 +80,21 @@ class TextService:
         """For what is about text alone, without a generation."""
         return self._text
 
-    async def start(self, job: TextJob) -> TextGeneration:
+    async def start(self, job: TextJob, *, receive_s: float = 0.0) -> TextGeneration:
         """Encode the prompt, check it against the model's limits, queue it.
+
+        ``receive_s``: since the request came, for the ledger.
 
         Raises:
             InvalidRequest: the prompt is empty, too long together with max_tokens, holds a token id
                 out of range, or is refused by the chat template.
             Overloaded, ShuttingDown: as TokenService.start.
         """
-        return (await self.start_all((job,)))[0]
+        return (await self.start_all((job,), receive_s=receive_s))[0]
 
-    async def start_all(self, jobs: Sequence[TextJob]) -> tuple[TextGeneration, ...]:
+    async def start_all(
+        self, jobs: Sequence[TextJob], *, receive_s: float = 0.0
+    ) -> tuple[TextGeneration, ...]:
         """The prompts of one request: all are encoded and checked before the first is queued.
 
         Raises:
@@ -93,10 +104,11 @@ class TextService:
         generations: list[TextGeneration] = []
         try:
             requests = [self._request(job, await self._encode(job), started_s) for job in jobs]
-            tokenize_s = self._clock.now() - started_s
             for job, request in zip(jobs, requests, strict=True):
+                tokenize_s = self._clock.now() - started_s
                 tokens = self._tokens.start(request, tokenize_s=tokenize_s)
-                generations.append(self._generation(tokens, request, job))
+                face = FaceTiming(self._clock, started_s, receive_s)
+                generations.append(self._generation(tokens, request, job, face))
         except PdserveError as error:
             for generation in generations:
                 generation.cancel("another prompt of the same request was refused")
@@ -104,10 +116,13 @@ class TextService:
             raise
         return tuple(generations)
 
-    def _generation(self, tokens: Generation, request: Request, job: TextJob) -> TextGeneration:
+    def _generation(
+        self, tokens: Generation, request: Request, job: TextJob, face: FaceTiming
+    ) -> TextGeneration:
         return TextGeneration(
-            tokens, request, self._text, job, metrics=self._metrics, clock=self._clock
-        )
+            tokens, request, self._text, job, face,
+            metrics=self._metrics, clock=self._clock, recent=self._recent,
+        )  # fmt: skip
 
     async def _encode(self, job: TextJob) -> tuple[int, ...]:
         match job.prompt:
@@ -160,9 +175,11 @@ class TextGeneration:
         request: Request,
         text: TextModel,
         job: TextJob,
+        face: FaceTiming,
         *,
         metrics: ServiceMetrics,
         clock: Clock,
+        recent: RecentRequests,
     ) -> None:
         self._tokens = tokens
         self._events = aiter(tokens)
@@ -172,10 +189,12 @@ class TextGeneration:
         self._scanner = StopScanner(job.stop_strings)
         self._metrics = metrics
         self._clock = clock
+        self._face = face
+        self._recent = recent
+        self._outcome = ""  # once it has one
         self._last_token_s: float | None = None
         self._num_completion_tokens = 0
         self._ended = False  # nothing more will come out
-        self._counted = False  # the metrics have its outcome
         metrics.count_started()
 
     @property
@@ -191,7 +210,7 @@ class TextGeneration:
     def timing(self) -> RequestTiming:
         """The ledger so far. Its token counts are the text's: a stop string's overrun is out."""
         return replace(
-            self._tokens.timing,
+            self._face.completed(self._tokens.timing),
             num_prompt_tokens=self.num_prompt_tokens,
             num_generated_tokens=self._num_completion_tokens,
         )
@@ -210,13 +229,19 @@ class TextGeneration:
         """Tokens of the prompt that were not computed again; known with the first token."""
         return self._tokens.timing.prefill_cached_tokens
 
+    def first_piece_sent(self) -> None:
+        """The first piece of the answer is on the client's connection. Idempotent."""
+        if self._face.first_piece_sent() and self._outcome:
+            self._keep_ledger()  # ended before it was sent: now it is complete
+
     def cancel(self, reason: str) -> None:
         """Stop it everywhere; who still reads gets RequestCancelled. Idempotent."""
-        if self._ended or self._counted:
+        if self._ended or self._outcome:
             return
-        self._counted = True
         self._tokens.cancel(reason)
+        self._outcome = RequestCancelled.code
         self._metrics.observe_cancelled(self.timing)
+        self._keep_ledger()
         logger.info("text_cancelled", request=self.request_id, reason=reason)
 
     def __aiter__(self) -> Self:
@@ -284,19 +309,24 @@ class TextGeneration:
         except PdserveError as error:
             logger.debug("text_overrun_ended", request=self.request_id, error=error.code)
         self._ended = True
-        if not self._counted:
-            self._counted = True
+        if not self._outcome:
+            self._outcome = reason.value
             self._metrics.observe_finished(self.timing, reason)
+            self._keep_ledger()
 
     def _failed(self, error: PdserveError) -> None:
         self._ended = True
-        if self._counted:
+        if self._outcome:
             return
-        self._counted = True
+        self._outcome = error.code
         if isinstance(error, RequestCancelled):
             self._metrics.observe_cancelled(self.timing)
         else:
             self._metrics.observe_failed(self.timing, error.code)
+        self._keep_ledger()
+
+    def _keep_ledger(self) -> None:
+        self._recent.add(RequestRecord(self.request_id, self._outcome, self.timing))
 
 
 def _check_prompt(prompt_ids: tuple[int, ...], model: ModelInfo, field: str) -> None:

@@ -7,6 +7,7 @@ checks as a session's messages; a fault is a ProtocolError.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    RequestRecord,
     SampledToken,
     SamplingOptions,
     TokenText,
@@ -26,7 +28,7 @@ from pdserve.public import (
     WorkerView,
 )
 from pdserve.rpc import codec_values as values
-from pdserve.types import ModelInfo, WorkerId
+from pdserve.types import ModelInfo, RequestTiming, WorkerId
 from pdserve.v1 import inference_service_pb2 as pb
 
 _OPTIONAL_SAMPLING = (
@@ -286,6 +288,34 @@ def _worker_from_pb(message: pb.WorkerState) -> WorkerView:
         draining=message.draining,
         peer=message.peer,
     )
+
+
+# --- what is kept of a request ----------------------------------------------------------------
+
+
+def decode_trace_request(data: bytes) -> str:
+    """The request that is asked for. Raises InvalidRequest."""
+    refuse_nonsense(pb.GetTraceRequest, data)
+    request_id = pb.GetTraceRequest.FromString(data).request_id
+    if not request_id:
+        raise InvalidRequest("request_id", "must not be empty")
+    return str(request_id)
+
+
+def encode_trace(record: RequestRecord) -> pb.GetTraceResponse:
+    return pb.GetTraceResponse(
+        request_id=record.request_id,
+        outcome=record.outcome,
+        timing=pb.RequestTiming(**dataclasses.asdict(record.timing)),
+    )
+
+
+def decode_trace(message: pb.GetTraceResponse) -> RequestRecord:
+    """Raises ProtocolError."""
+    values.require(message, "timing")
+    names = [field.name for field in dataclasses.fields(RequestTiming)]
+    timing = RequestTiming(**{name: getattr(message.timing, name) for name in names})
+    return RequestRecord(message.request_id, message.outcome, timing)
 
 
 def refuse_nonsense(message_class: Any, data: bytes) -> None:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
-from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob
+from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob, RequestRecord
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
 from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME
@@ -151,6 +151,7 @@ class AsyncInferenceStub:
         self._generate: Any = self._channel.unary_stream(_path("Generate"))
         self._list_models: Any = self._channel.unary_unary(_path("ListModels"))
         self._cluster_status: Any = self._channel.unary_unary(_path("ClusterStatus"))
+        self._get_trace: Any = self._channel.unary_unary(_path("GetTrace"))
 
     def generate(self, job: GenerateJob) -> AsyncTextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
@@ -165,6 +166,10 @@ class AsyncInferenceStub:
         data = await self._ask(self._cluster_status, pb.ClusterStatusRequest())
         message = codec_public.parse_response(pb.ClusterStatusResponse, data)
         return codec_public.decode_status(message)
+
+    async def request_record(self, request_id: str) -> RequestRecord:
+        data = await self._ask(self._get_trace, pb.GetTraceRequest(request_id=request_id))
+        return codec_public.decode_trace(codec_public.parse_response(pb.GetTraceResponse, data))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -184,6 +189,7 @@ class InferenceStub:
         self._generate: Any = self._channel.unary_stream(_path("Generate"))
         self._list_models: Any = self._channel.unary_unary(_path("ListModels"))
         self._cluster_status: Any = self._channel.unary_unary(_path("ClusterStatus"))
+        self._get_trace: Any = self._channel.unary_unary(_path("GetTrace"))
 
     def generate(self, job: GenerateJob) -> TextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
@@ -198,6 +204,10 @@ class InferenceStub:
         data = self._ask(self._cluster_status, pb.ClusterStatusRequest())
         message = codec_public.parse_response(pb.ClusterStatusResponse, data)
         return codec_public.decode_status(message)
+
+    def request_record(self, request_id: str) -> RequestRecord:
+        data = self._ask(self._get_trace, pb.GetTraceRequest(request_id=request_id))
+        return codec_public.decode_trace(codec_public.parse_response(pb.GetTraceResponse, data))
 
     def close(self) -> None:
         self._channel.close()

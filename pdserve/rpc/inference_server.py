@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
 from pdserve.log import event_log
 from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
@@ -34,9 +35,14 @@ class InferenceServer:
     """Satisfies ``GrpcService`` (pdserve/rpc/server.py)."""
 
     def __init__(
-        self, backend: InferenceBackend, *, stalled_write_s: float = STALLED_WRITE_S
+        self,
+        backend: InferenceBackend,
+        *,
+        stalled_write_s: float = STALLED_WRITE_S,
+        clock: Clock | None = None,
     ) -> None:
         self._backend = backend
+        self._clock = clock or MonotonicClock()
         self._stalled_write_s = stalled_write_s
 
     @property
@@ -52,15 +58,18 @@ class InferenceServer:
             "Generate": grpc.unary_stream_rpc_method_handler(self._generate),
             "ListModels": grpc.unary_unary_rpc_method_handler(self._list_models),
             "ClusterStatus": grpc.unary_unary_rpc_method_handler(self._cluster_status),
+            "GetTrace": grpc.unary_unary_rpc_method_handler(self._get_trace),
         }
 
     async def close(self) -> None:
         """Nothing is held between calls; those that run end with the server's grace."""
 
     async def _generate(self, data: bytes, context: Any) -> None:
+        arrived_s = self._clock.now()
         try:
             job = _within_call(codec_public.decode_job(data), context.time_remaining())
-            stream = await self._backend.generate(job)
+            receive_s = self._clock.now() - arrived_s
+            stream = await self._backend.generate(job, receive_s=receive_s)
         except PdserveError as error:
             _end_with(context, error, ())
             return
@@ -85,6 +94,7 @@ class InferenceServer:
                 stream.cancel("client takes nothing")
                 problem = f"client took nothing for {self._stalled_write_s:g} s"
                 raise RequestCancelled(problem) from None
+            stream.first_piece_sent()
 
     async def _list_models(self, data: bytes, context: Any) -> bytes:
         await _check_empty(pb.ListModelsRequest, data, context)
@@ -94,14 +104,27 @@ class InferenceServer:
         await _check_empty(pb.ClusterStatusRequest, data, context)
         return codec_public.encode_status(self._backend.cluster_status()).SerializeToString()
 
+    async def _get_trace(self, data: bytes, context: Any) -> bytes:
+        try:
+            wanted = codec_public.decode_trace_request(data)
+            record = self._backend.request_record(wanted)
+        except PdserveError as error:
+            await _abort(error, context)
+            raise
+        return codec_public.encode_trace(record).SerializeToString()
+
 
 async def _check_empty(message_class: Any, data: bytes, context: Any) -> None:
     try:
         codec_public.refuse_nonsense(message_class, data)
     except PdserveError as error:
-        # Unlike a stream, a unary call that only sets a status would send a response as well.
-        metadata = status.error_metadata(error)
-        await context.abort(status.status_code(error), status.details(error), metadata)
+        await _abort(error, context)
+
+
+async def _abort(error: PdserveError, context: Any) -> None:
+    """Ends the call: unlike a stream, a unary one with a status alone would send a response too."""
+    metadata = status.error_metadata(error)
+    await context.abort(status.status_code(error), status.details(error), metadata)
 
 
 def _within_call(job: GenerateJob, time_left_s: float | None) -> GenerateJob:

@@ -222,3 +222,69 @@ class WorkerState(_message.Message):
     draining: bool
     peer: str
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., num_legs: _Optional[int] = ..., draining: _Optional[bool] = ..., peer: _Optional[str] = ...) -> None: ...
+
+class GetTraceRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class GetTraceResponse(_message.Message):
+    __slots__ = ("request_id", "outcome", "timing")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    outcome: str
+    timing: RequestTiming
+    def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., timing: _Optional[_Union[RequestTiming, _Mapping]] = ...) -> None: ...
+
+class RequestTiming(_message.Message):
+    __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens")
+    RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZE_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_RETURN_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_SEND_S_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    KV_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    KV_EXPOSED_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIRST_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_RETURN_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
+    NUM_DISPATCHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    receive_s: float
+    tokenize_s: float
+    queue_s: float
+    prefill_queue_s: float
+    prefill_compute_s: float
+    first_token_return_s: float
+    first_token_send_s: float
+    kv_bytes: int
+    kv_tokens: int
+    kv_transport: str
+    kv_transfer_s: float
+    kv_exposed_s: float
+    decode_queue_s: float
+    decode_first_step_s: float
+    token_return_s: float
+    total_s: float
+    prefill_worker: str
+    decode_worker: str
+    num_dispatches: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    prefill_cached_tokens: int
+    kv_cached_tokens: int
+    def __init__(self, receive_s: _Optional[float] = ..., tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., first_token_return_s: _Optional[float] = ..., first_token_send_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_transfer_s: _Optional[float] = ..., kv_exposed_s: _Optional[float] = ..., decode_queue_s: _Optional[float] = ..., decode_first_step_s: _Optional[float] = ..., token_return_s: _Optional[float] = ..., total_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., num_dispatches: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefill_cached_tokens: _Optional[int] = ..., kv_cached_tokens: _Optional[int] = ...) -> None: ...

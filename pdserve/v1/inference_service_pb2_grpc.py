@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusRequest.SerializeToString,
                 response_deserializer=pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/pdserve.v1.InferenceService/GetTrace',
+                request_serializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -83,6 +88,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """The ledger of one of the latest requests that ended. NOT_FOUND if it is not kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +112,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ClusterStatus,
                     request_deserializer=pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusRequest.FromString,
                     response_serializer=pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.FromString,
+                    response_serializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +201,33 @@ class InferenceService:
             '/pdserve.v1.InferenceService/ClusterStatus',
             pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusRequest.SerializeToString,
             pdserve_dot_v1_dot_inference__service__pb2.ClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pdserve.v1.InferenceService/GetTrace',
+            pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.SerializeToString,
+            pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import UnknownModel
 from pdserve.metrics import METRICS_CONTENT_TYPE, ServiceMetrics
 from router.http.config import HttpConfig
@@ -56,13 +57,16 @@ def build_http_app(
     status: StatusSource,
     metrics: ServiceMetrics,
     config: HttpConfig | None = None,
+    *,
+    clock: Clock | None = None,
 ) -> ASGIApp:
-    """``metrics`` must be the one ``service`` counts in; ``status`` is called for each /ready and
-    /metrics."""
+    """``metrics`` must be the one ``service`` counts in, ``clock`` its clock; ``status`` is called
+    for each /ready and /metrics."""
     config = config or HttpConfig()
+    clock = clock or MonotonicClock()
     pages = _Pages(service, status, metrics)
-    completions = GenerationEndpoint(COMPLETIONS, service, metrics, config)
-    chat = GenerationEndpoint(CHAT_COMPLETIONS, service, metrics, config)
+    completions = GenerationEndpoint(COMPLETIONS, service, metrics, config, clock)
+    chat = GenerationEndpoint(CHAT_COMPLETIONS, service, metrics, config, clock)
     tokenizing, reader = Tokenizing(service), BodyReader(metrics, config)
     tokenize = TextEndpoint(TokenizeRequest, tokenizing.tokenize, reader, metrics)
     detokenize = TextEndpoint(DetokenizeRequest, tokenizing.detokenize, reader, metrics)

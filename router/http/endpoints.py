@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from pdserve.clock import Clock
 from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
@@ -111,7 +112,9 @@ class GenerationEndpoint(Generic[_Body]):
         service: TextService,
         metrics: ServiceMetrics,
         config: HttpConfig,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._kind = kind
         self._service = service
         self._metrics = metrics
@@ -127,6 +130,7 @@ class GenerationEndpoint(Generic[_Body]):
             abort_connection(scope)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived_s = self._clock.now()
         headers = Headers(scope=scope)
         request_id = internal_request_id(scope)
         raw = await self._reader.read(scope, receive, send)
@@ -134,7 +138,8 @@ class GenerationEndpoint(Generic[_Body]):
             return
         try:
             body, jobs = self._understand(raw, request_id)
-            generations = await self._service.start_all(jobs)
+            receive_s = self._clock.now() - arrived_s
+            generations = await self._service.start_all(jobs, receive_s=receive_s)
         except PdserveError as error:
             await send_error(error, send)
             return

@@ -174,6 +174,7 @@ class _EventStream:
             extras = Extras(extras.usage, (choice.generation.timing,))
         told = choice.reply.chunk(Piece(delta.text, delta.logprobs, delta.finish_reason))
         await _send_event(self._answer.frame.chunk([told], extras), self._send)
+        choice.generation.first_piece_sent()
 
     async def end(self) -> None:
         """What comes after all texts."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.result import ScenarioResult
 from benchmarks.run import Scenario
-from benchmarks.scenarios import cancel, interference, prefix, service
+from benchmarks.scenarios import cancel, interference, ledger, prefix, service
 
 FAKE = ["--", "--engine=fake", "--kv-memory=4"]
 
@@ -77,3 +77,12 @@ def test_prefix_tells_what_was_cached_and_shipped() -> None:
     assert [row[0] for row in result.rows[1:]] == list(prefix.KINDS)
     assert result.data["cached"] == {"cold": [0], "seen": [320], "next turn": [336]}
     assert len(result.data["ttft_s"]["cold"]) == 1  # type: ignore[index]
+
+
+def test_ledger_has_a_pair_for_every_request() -> None:
+    result = run_scenario(ledger, "--requests=6", "--concurrency=2", *FAKE)
+    pairs = result.data["ttft_s of client and ledger"]
+    assert isinstance(pairs, dict)
+    assert {name: len(found) for name, found in pairs.items()} == {"gRPC": 6, "HTTP": 6}
+
+    assert all(ledger_s > 0 for found in pairs.values() for _, ledger_s in found)

@@ -41,6 +41,20 @@ async def test_generate_and_status(capsys: pytest.CaptureFixture[str]) -> None:
         assert by_http == by_grpc
         assert f"({len('hello there')} tokens" in ledger
 
+        assert await run("trace", "last", f"--grpc-target={grpc}") == 0
+        drawn = capsys.readouterr().out
+        assert "prefill-0 -> decode-" in drawn
+        assert all(part in drawn for part in ("receive", "prefill queue", "send", "decode step"))
+        assert await run("trace", "last", "--json", f"--grpc-target={grpc}") == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["outcome"] == "length"
+        assert record["timing"]["num_generated_tokens"] == 5
+        assert 0 < record["ttft_s"] <= record["timing"]["total_s"]
+        found = await run("trace", record["request_id"], f"--grpc-target={grpc}")
+        assert (found, drawn) == (0, capsys.readouterr().out)
+        assert await run("trace", "no-such", f"--grpc-target={grpc}") == 1
+        assert "no request 'no-such' among the 4 latest" in capsys.readouterr().err
+
         assert await run("status", f"--grpc-target={grpc}") == 0
         table = capsys.readouterr().out
         assert "can serve" in table

@@ -11,7 +11,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from pdserve.errors import InvalidRequest, Overloaded, PdserveError, RequestCancelled, all_errors
+from pdserve.errors import (
+    InvalidRequest,
+    Overloaded,
+    PdserveError,
+    RequestCancelled,
+    UnknownRequest,
+    all_errors,
+)
 from pdserve.public import (
     ChatMessage,
     GenerateDelta,
@@ -26,7 +33,7 @@ from pdserve.v1 import inference_service_pb2 as pb
 from pdserve.v1 import inference_service_pb2_grpc as pb_grpc
 from router.client import AsyncClient
 from support.grpc_hosts import grpc_server
-from support.scripted_backend import ANSWER, MODEL, STATUS, TIMING, ScriptedBackend
+from support.scripted_backend import ANSWER, MODEL, RECORD, STATUS, TIMING, ScriptedBackend
 
 ENDLESS = (GenerateDelta("x" * 65536, (1,)),) * 5000
 
@@ -63,6 +70,18 @@ async def test_the_answer_streams_and_the_ledger_follows() -> None:
         assert [delta async for delta in stream] == list(ANSWER)
         assert stream.timing == TIMING
         assert stream.request_id == "req-scripted"
+        assert await client.request_record("req-scripted") == RECORD
+        with pytest.raises(UnknownRequest, match="no request 'other'"):
+            await client.request_record("other")
+        with pytest.raises(InvalidRequest, match="request_id: must not be empty"):
+            await client.request_record("")
+
+
+async def test_every_piece_that_is_written_is_told() -> None:
+    backend = ScriptedBackend()
+    async with service(backend) as (client, _):
+        assert len([delta async for delta in client.generate("Hi")]) == len(ANSWER)
+        assert (await backend.streams.get()).num_first_pieces == len(ANSWER)
 
 
 async def test_everything_asked_for_arrives() -> None:

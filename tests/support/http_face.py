@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
+from pdserve.clock import ManualClock
 from pdserve.metrics import ServiceMetrics
 from router.http.app import build_http_app
 from router.http.config import HttpConfig
@@ -45,10 +46,10 @@ class Face:
 def build_face_app(
     tokens: ScriptedTokens, config: HttpConfig | None = None, status: ServiceStatus | None = None
 ) -> tuple[ASGIApp, ServiceMetrics]:
-    metrics = ServiceMetrics()
-    service = TextService(tokens, byte_text_model(), metrics=metrics)
+    metrics, clock = ServiceMetrics(), ManualClock(100.0)
+    service = TextService(tokens, byte_text_model(), metrics=metrics, clock=clock)
     current = status or ServiceStatus(ready=True)
-    return build_http_app(service, lambda: current, metrics, config), metrics
+    return build_http_app(service, lambda: current, metrics, config, clock=clock), metrics
 
 
 @asynccontextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from pdserve.errors import PdserveError, RequestCancelled
+from pdserve.errors import PdserveError, RequestCancelled, UnknownRequest
 from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    RequestRecord,
     Usage,
     WorkerView,
 )
@@ -35,6 +36,7 @@ TIMING = RequestTiming(
     decode_worker="d0",
     num_dispatches=1,
 )
+RECORD = RequestRecord("req-scripted", "stop", TIMING)
 STATUS = ClusterStatusView(
     can_serve=True,
     mode="disaggregated",
@@ -72,6 +74,7 @@ class ScriptedStream:
         self._error = error
         self.cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.num_sent = 0
+        self.num_first_pieces = 0  # how often it was told; only the first counts
 
     @property
     def request_id(self) -> str:
@@ -80,6 +83,9 @@ class ScriptedStream:
     @property
     def timing(self) -> RequestTiming:
         return TIMING
+
+    def first_piece_sent(self) -> None:
+        self.num_first_pieces += 1
 
     def cancel(self, reason: str) -> None:
         if not self.cancelled.done():
@@ -115,7 +121,7 @@ class ScriptedBackend:
         self.jobs: list[GenerateJob] = []
         self.streams: asyncio.Queue[ScriptedStream] = asyncio.Queue()
 
-    async def generate(self, job: GenerateJob) -> ScriptedStream:
+    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> ScriptedStream:
         self.jobs.append(job)
         if self._refusal is not None:
             raise self._refusal
@@ -128,3 +134,8 @@ class ScriptedBackend:
 
     def cluster_status(self) -> ClusterStatusView:
         return STATUS
+
+    def request_record(self, request_id: str) -> RequestRecord:
+        if request_id != RECORD.request_id:
+            raise UnknownRequest(f"no request {request_id!r}")
+        return RECORD

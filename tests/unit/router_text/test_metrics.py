@@ -6,7 +6,9 @@ from pdserve.metrics import ServiceMetrics, WorkerRow
 from pdserve.types import FinishReason, RequestTiming, Role, WorkerId, WorkerStatus
 
 TIMING = RequestTiming(
-    tokenize_s=0.001, queue_s=0.002, prefill_compute_s=0.2, first_token_return_s=0.01,
+    receive_s=0.0005, tokenize_s=0.001, queue_s=0.002, prefill_queue_s=0.007,
+    prefill_compute_s=0.2, first_token_return_s=0.01, first_token_send_s=0.0002,
+    decode_first_step_s=0.006, token_return_s=0.008,
     kv_bytes=1 << 20, kv_tokens=64, kv_transfer_s=0.05, kv_exposed_s=0.004, decode_queue_s=0.003,
     total_s=1.5, num_dispatches=3, num_prompt_tokens=64, num_generated_tokens=10,
 )  # fmt: skip
@@ -24,7 +26,14 @@ def test_a_finished_request_fills_the_ledger_histograms() -> None:
     sums = {
         "time_to_first_token_seconds": TIMING.ttft_s,
         "request_duration_seconds": 1.5,
+        "receive_seconds": 0.0005,
+        "tokenize_seconds": 0.001,
         "router_queue_seconds": 0.002,
+        "prefill_queue_seconds": 0.007,
+        "first_token_return_seconds": 0.01,
+        "first_token_send_seconds": 0.0002,
+        "decode_first_step_seconds": 0.006,
+        "token_return_seconds": 0.008,
         "prefill_compute_seconds": 0.2,
         "kv_transfer_seconds": 0.05,
         "kv_transfer_bytes": 1 << 20,

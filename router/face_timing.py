@@ -1,0 +1,45 @@
+"""The face's part of one request's ledger: its arrival, and the first piece that was sent.
+
+The router's own ledger (ledger.py) runs from the queue to the tokens; the time before and after
+that is the face's. What the face adds is cut so that all parts together are the span from the
+arrival to the first piece on the client's connection, on one clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pdserve.clock import Clock
+from pdserve.types import RequestTiming
+
+
+class FaceTiming:
+    """``started_s``: when the service got the request, ``receive_s`` after its arrival."""
+
+    def __init__(self, clock: Clock, started_s: float, receive_s: float) -> None:
+        self._clock = clock
+        self._receive_s = receive_s
+        self._arrived_s = started_s - receive_s
+        self._sent_s: float | None = None
+
+    @property
+    def arrived_s(self) -> float:
+        return self._arrived_s
+
+    def first_piece_sent(self) -> bool:
+        """The client's connection has the first piece. False: it had one already."""
+        if self._sent_s is not None:
+            return False
+        self._sent_s = self._clock.now()
+        return True
+
+    def completed(self, timing: RequestTiming) -> RequestTiming:
+        """The router's ledger with the face's parts in it."""
+        timing = replace(
+            timing, receive_s=self._receive_s, total_s=timing.total_s + self._receive_s
+        )
+        if self._sent_s is None:
+            return timing
+        send_s = max(0.0, self._sent_s - self._arrived_s - timing.ttft_s)
+        timing = replace(timing, first_token_send_s=send_s)
+        return replace(timing, total_s=max(timing.total_s, timing.ttft_s))
