@@ -38,6 +38,7 @@ from pdserve.config import (
 )
 from pdserve.log import LogConfig
 from pdserve.role_options import PROCESS_CLASSES
+from pdserve.tracing import TracingConfig
 from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
 
@@ -76,6 +77,7 @@ CATALOGUE: tuple[Section, ...] = (
         " dtype and weights here too",
     ),
     Section("transfer", TransferConfig, "KV transfer, both ends: prefill and decode workers"),
+    Section("tracing", TracingConfig, "spans of requests, every role"),
     Section("process", ProcessConfig, "the process of every role"),
     Section("log", LogConfig, "log lines of every role"),
     Section("batch", BatchConfig, "`pdserve batch`, besides the options of `pdserve serve`"),

@@ -64,8 +64,8 @@ def example_file() -> str:
     lines = [
         "# Every option at its default. Keep the lines you change. `pdserve config show`",
         "# tells what a command makes of a file; docs/configuration.md explains the options.",
-        "# An option of [engine], [transfer], [process] or [log] may also stand in the table of",
-        "# one role ([router], [prefill], [decode]) and wins there.",
+        "# An option of [engine], [transfer], [tracing], [process] or [log] may also stand in the",
+        "# table of one role ([router], [prefill], [decode]) and wins there.",
     ]
     for section in CATALOGUE:
         fields = section.fields()

@@ -23,6 +23,7 @@ from pdserve.config import Resolved, Sources, build_config, resolve
 from pdserve.errors import ConfigError
 from pdserve.flags import FlagParser
 from pdserve.log import LogConfig
+from pdserve.tracing import TracingConfig
 from pdserve.types import Role
 from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
@@ -125,6 +126,7 @@ def service_parser(prog: str, description: str) -> FlagParser:
     parser.add_options(
         "decode workers only", DecodeConfig, prefix="decode_", leave_out=_SET_BY_LAUNCHER
     )
+    parser.add_options("tracing", TracingConfig)
     parser.add_options("process", ProcessConfig)
     parser.add_options("log", LogConfig)
     parser.add_options("on a Ray cluster (--launcher ray)", RayConfig)

@@ -25,9 +25,11 @@ from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, Hello
+from pdserve.otel import open_tracer
 from pdserve.prepared import PreparedModel
 from pdserve.router_sessions import RouterSessions
 from pdserve.rpc.worker_link import dial_router as dial_router_by_grpc
+from pdserve.tracing import Tracer
 from pdserve.types import Role, WorkerId, WorkerLimits
 
 logger = event_log(__name__)
@@ -50,6 +52,7 @@ class DecodeApp:
         *,
         dial_router: DialRouter | None = None,
         dialers: Mapping[str, Dialer] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -57,6 +60,9 @@ class DecodeApp:
         self._dialers = dict(dialers) if dialers is not None else None
         self._runner = runner
         self.hello = _hello(config, model, runner)
+        self._tracer = tracer or open_tracer(
+            config.tracing, clock, "pdserve-decode", self.hello.worker_id
+        )
         self.pool = BlockPool(runner.buffers.num_blocks)
 
     async def __aenter__(self) -> DecodeApp:
@@ -68,7 +74,7 @@ class DecodeApp:
             self.hello.worker_id, self.hello.incarnation, self._dialers,
         )  # fmt: skip
         self.worker = DecodeWorker(
-            self._config, self.hello, self._runner, self.pool, importer, self._clock
+            self._config, self.hello, self._runner, self.pool, importer, self._clock, self._tracer
         )
         self.worker.loop.start()
         self._routers = RouterSessions(self.worker, self._dial_router, self._clock)
@@ -86,6 +92,7 @@ class DecodeApp:
         await self._importer.close()
         for dialer in (self._dialers or {}).values():
             await dialer.close()
+        await self._tracer.close()
 
     async def wait_refused(self) -> None:
         """Return when every session ended for good (after a drain).

@@ -20,7 +20,7 @@ from kvtransfer.messages import FinishedAtPrefill
 from pdserve.errors import EngineFailure, FrameCorrupt, PdserveError, TransferError
 from pdserve.log import event_log
 from pdserve.messages import Committed, KvFailed, Tokens
-from pdserve.types import TokenEvent, TransferTicket
+from pdserve.types import KvTiming, TokenEvent, TransferTicket
 
 logger = event_log(__name__)
 
@@ -28,7 +28,7 @@ logger = event_log(__name__)
 class LegOwner(Protocol):
     """What the intake needs of the worker."""
 
-    def committed(self, leg: DecodeLeg, sequence: Sequence) -> None: ...
+    def committed(self, leg: DecodeLeg, sequence: Sequence, timing: KvTiming) -> None: ...
 
     def fail(self, leg: DecodeLeg, code: str, detail: str) -> None: ...
 
@@ -133,7 +133,7 @@ class Intake:
         )
         leg.sink.emit(Committed(leg.request_id, ticket.ticket_id, leg.epoch, imported.timing))
         leg.sink.emit(Tokens((token,)))
-        self._owner.committed(leg, sequence)
+        self._owner.committed(leg, sequence, imported.timing)
 
     def _report_failure(self, leg: DecodeLeg, ticket: TransferTicket, error: TransferError) -> None:
         logger.warning(

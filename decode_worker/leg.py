@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 from decode_worker.parking import ParkedKv
 from decode_worker.room import Promise
+from engine.loop import StepTiming
 from engine.sequence import Sequence
 from pdserve.messages import Submit
 from pdserve.roles import EventSink
@@ -50,6 +51,7 @@ class DecodeLeg:
     started_s: float | None = None  # first own prompt chunk (colocated)
     ready_s: float = 0.0  # committed, or first token sampled: waiting for its first decode step
     reported_timing: bool = False
+    first_step: StepTiming | None = None  # the first decode step
     sent_first_token: bool = field(default=False)
     num_cached_tokens: int = 0  # of the context, computed before this leg came (colocated)
 

@@ -18,6 +18,7 @@ from decode_worker.leg import ARRIVING, OWNED, DecodeLeg, LegState
 from decode_worker.planning import StepAssembler
 from decode_worker.reporting import report_tokens
 from decode_worker.room import ArrivalRoom
+from decode_worker.spans import record_decode, record_own_prefill, record_transfer
 from engine.block_pool import BlockPool
 from engine.loop import EngineLoop, StepTiming
 from engine.prefix_cache import ContextClaim, build_prefix_cache
@@ -38,7 +39,8 @@ from pdserve.messages import (
     Submit,
 )
 from pdserve.roles import EventSink
-from pdserve.types import Leg, RequestId, WorkerStatus
+from pdserve.tracing import Tracer
+from pdserve.types import KvTiming, Leg, RequestId, WorkerStatus
 
 logger = event_log(__name__)
 
@@ -54,11 +56,13 @@ class DecodeWorker:
         pool: BlockPool,
         importer: Importer,
         clock: Clock,
+        tracer: Tracer | None = None,
     ) -> None:
         self.hello = hello
         self._max_running = config.max_running
         self._pool = pool
         self._clock = clock
+        self._tracer = tracer or Tracer()
         self._eos_token_ids = runner.eos_token_ids
         self._layout = runner.layout
         self._legs: dict[RequestId, DecodeLeg] = {}
@@ -194,12 +198,13 @@ class DecodeWorker:
 
     # --- legs (called by intake.py too) -------------------------------------------------------
 
-    def committed(self, leg: DecodeLeg, sequence: Sequence) -> None:
+    def committed(self, leg: DecodeLeg, sequence: Sequence, timing: KvTiming) -> None:
         """Verified KV is here; the next step may run it."""
         self._cache.computed(sequence)
         leg.sequence = sequence
         leg.state = LegState.COMMITTED
         leg.ready_s = self._clock.now()
+        record_transfer(self._tracer, leg, timing, leg.ready_s)
         self.loop.wake()
 
     def fail(self, leg: DecodeLeg, code: str, detail: str) -> None:
@@ -207,12 +212,13 @@ class DecodeWorker:
         if leg.state is LegState.ENDED:
             return
         leg.sink.emit(Failed(leg.request_id, leg.epoch, leg.kind, code, detail))
-        self.end(leg)
+        self.end(leg, code)
 
-    def end(self, leg: DecodeLeg) -> None:
+    def end(self, leg: DecodeLeg, error: str = "") -> None:
         """Let go of everything; Ended follows when the blocks are really back."""
         if leg.state is LegState.ENDED:
             return
+        record_decode(self._tracer, leg, self._clock.now(), error)
         leg.state = LegState.ENDED
         del self._legs[leg.request_id]
         leg.parked = None
@@ -316,9 +322,14 @@ class DecodeWorker:
             leg.sink.status_changed()
             return
         sequence.append(result.token_id)
+        had_first = leg.kind is not Leg.COLOCATED or leg.sent_first_token
         finish = report_tokens(
             leg, result, timing, self._eos_token_ids, self.hello.limits.max_model_len
         )
+        if not had_first:
+            record_own_prefill(self._tracer, leg, timing)
+        elif leg.first_step is None:
+            leg.first_step = timing
         if finish is not None:
             self.end(leg)
         elif leg.state is LegState.PREFILLING:

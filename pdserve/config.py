@@ -36,7 +36,7 @@ from pdserve.option_values import SCALARS, checked_value, nearest
 
 ENVIRONMENT_PREFIX = "PDSERVE_"
 ROLE_SECTIONS = ("serve", "router", "prefill", "decode")
-SHARED_SECTIONS = ("engine", "transfer", "process", "log")
+SHARED_SECTIONS = ("engine", "transfer", "tracing", "process", "log")
 COMMAND_SECTIONS = (
     "batch", "compare", "generate", "status", "trace", "model", "doctor", "ray", "cluster",
 )  # fmt: skip

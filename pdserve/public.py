@@ -88,6 +88,7 @@ class GenerateJob:
     priority: int = 0
     timeout_s: float | None = None
     cache_salt: str = ""  # prefixes are shared between requests of one salt only
+    traceparent: str = ""  # W3C context of the client's span; travels as metadata of that name
 
     def __post_init__(self) -> None:
         given = [each is not None for each in (self.prompt, self.prompt_ids, self.messages)]

@@ -108,6 +108,7 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str = ""
+    traceparent: str = ""  # W3C context of the request's span; "": not traced
 
     def __post_init__(self) -> None:
         if not self.request_id or len(self.request_id) > 128:

@@ -25,8 +25,10 @@ from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
 from pdserve.messages import PROTOCOL_VERSION, Hello
+from pdserve.otel import open_tracer
 from pdserve.prepared import PreparedModel
 from pdserve.router_sessions import RouterSessions
+from pdserve.tracing import Tracer
 from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits
 from prefill_worker.config import PrefillConfig
 from prefill_worker.worker import PrefillWorker
@@ -48,6 +50,7 @@ class PrefillApp:
         *,
         listeners: Sequence[Listener] | None = None,
         dial_router: DialRouter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         check_engine_config(config.engine)
         self.pool = BlockPool(runner.buffers.num_blocks)
@@ -59,6 +62,9 @@ class PrefillApp:
         self._listeners = list(self._own_listeners() if listeners is None else listeners)
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []
+        self._tracer = tracer or open_tracer(
+            config.tracing, clock, "pdserve-prefill", config.worker_id
+        )
         self._worker: PrefillWorker | None = None
 
     @property
@@ -82,7 +88,7 @@ class PrefillApp:
             raise
         hello = self._make_hello(tuple(endpoints))
         self._worker = PrefillWorker(
-            self._config, hello, self._runner, self.pool, self._exporter, self._clock
+            self._config, hello, self._runner, self.pool, self._exporter, self._clock, self._tracer
         )
         self._worker.loop.start()
         self._routers = RouterSessions(self._worker, self._dial_router, self._clock)
@@ -101,6 +107,7 @@ class PrefillApp:
         await self.worker.close()
         await self._exporter.close()
         await self._close_listeners()
+        await self._tracer.close()
 
     async def wait_refused(self) -> None:
         """Return when every session ended for good (after a drain).

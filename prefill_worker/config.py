@@ -9,12 +9,14 @@ from engine.config import EngineConfig
 from kvtransfer.config import TransferConfig
 from pdserve.config import Option
 from pdserve.shared_options import DEFAULT_ROUTERS, Routers, WorkerName
+from pdserve.tracing import TracingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     worker_id: WorkerName = ""
     routers: Routers = DEFAULT_ROUTERS
     listen: Annotated[

@@ -32,12 +32,14 @@ from pdserve.errors import (
 from pdserve.log import event_log
 from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Submit
 from pdserve.roles import EventSink
+from pdserve.tracing import Tracer
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
 from prefill_worker.admission import find_fault
 from prefill_worker.config import PrefillConfig
 from prefill_worker.leg import SCHEDULABLE, LegState, PrefillLeg
 from prefill_worker.load import load_of
 from prefill_worker.scheduler import plan_prefill
+from prefill_worker.spans import record_prefill
 
 _log = event_log(__name__)
 
@@ -53,6 +55,7 @@ class PrefillWorker:
         pool: BlockPool,
         exporter: Exporter,
         clock: Clock,
+        tracer: Tracer | None = None,
     ) -> None:
         self.hello = hello
         self.loop = EngineLoop(runner, self, clock)
@@ -67,6 +70,7 @@ class PrefillWorker:
         )  # fmt: skip
         self._exporter = exporter
         self._clock = clock
+        self._tracer = tracer or Tracer()
         self._legs: dict[RequestId, PrefillLeg] = {}
         self._num_returning = 0  # ended, blocks still pinned by the running step or a sender
         self._num_admitted = 0
@@ -190,6 +194,7 @@ class PrefillWorker:
         )
         leg.state = LegState.COMPUTED
         leg.sink.emit(leg.record_first_token(token, timing.ended_s))
+        record_prefill(self._tracer, leg, timing.ended_s)
         if leg.export is not None and finish is None:
             leg.export.commit(FirstTokenInfo(index, sampled.token_id, sampled.logprobs))
             return
@@ -258,6 +263,8 @@ class PrefillWorker:
 
     def _fail(self, leg: PrefillLeg, error: PdserveError) -> None:
         _log.info("prefill_leg_failed", request=leg.request_id, epoch=leg.epoch, code=error.code)
+        if leg.first_token is None:
+            record_prefill(self._tracer, leg, self._clock.now(), error.code)
         leg.sink.emit(Failed(leg.request_id, leg.epoch, Leg.PREFILL, error.code, str(error)))
         self._end(leg, str(error))
 

@@ -14,10 +14,12 @@ from types import TracebackType
 from pdserve.clock import Clock
 from pdserve.links import RouterLink
 from pdserve.metrics import ServiceMetrics, WorkerRow
+from pdserve.otel import open_tracer
 from pdserve.prepared import PreparedModel
 from pdserve.rpc.inference_server import InferenceServer
 from pdserve.rpc.server import GrpcServer
 from pdserve.rpc.worker_link import WorkerServiceServer
+from pdserve.tracing import Tracer
 from pdserve.types import ModelInfo
 from router.config import RouterConfig
 from router.grpc_backend import TextBackend
@@ -35,11 +37,18 @@ class RouterApp:
     """``async with RouterApp(config, model, clock)``.
 
     Raises on entering:
-        ConfigError: a port cannot be bound.
+        ConfigError: a port cannot be bound, or spans cannot be sent (raised when made).
         ModelFileError: the model has no usable tokenizer.
     """
 
-    def __init__(self, config: RouterConfig, model: PreparedModel, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        model: PreparedModel,
+        clock: Clock,
+        *,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._config = config
         self.model = ModelInfo(
             name=config.served_model_name or model.name,
@@ -51,9 +60,11 @@ class RouterApp:
         self.router = Router(config, self.model, clock)
         metrics = ServiceMetrics()
         recent = RecentRequests(config.trace_requests)
+        self._tracer = tracer or open_tracer(config.tracing, clock, "pdserve-router")
         text = TextService(
-            self.router, TextModel.load(model), metrics=metrics, clock=clock, recent=recent
-        )
+            self.router, TextModel.load(model),
+            metrics=metrics, clock=clock, recent=recent, tracer=self._tracer,
+        )  # fmt: skip
         self._http_config = HttpConfig(
             max_body_bytes=config.max_body_bytes,
             stalled_write_s=config.stalled_write_s,
@@ -135,6 +146,7 @@ class RouterApp:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tracer.close()
 
     async def _tell_health(self) -> None:
         """Keep the answer of gRPC health checks equal to /ready."""

@@ -59,6 +59,7 @@ class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate``; what is left out is left to the service.
 
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
+    ``traceparent``: W3C context of the caller's span;
     ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
     "tool_call_id" if wanted; the rest as in SamplingOptions.
     """
@@ -71,6 +72,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     timeout_s: float
     cache_salt: str
+    traceparent: str
     max_tokens: int
     min_tokens: int
     temperature: float
@@ -171,6 +173,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         priority=options.get("priority", 0),
         timeout_s=options.get("timeout_s"),
         cache_salt=options.get("cache_salt", ""),
+        traceparent=options.get("traceparent", ""),
     )
 
 

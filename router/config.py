@@ -6,7 +6,7 @@ or devices; those belong to the model and to the workers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pdserve.config import Option
@@ -20,10 +20,12 @@ from pdserve.shared_options import (
     ServedModelName,
     Weights,
 )
+from pdserve.tracing import TracingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     model: Model = DEFAULT_MODEL
     served_model_name: ServedModelName = ""
     engine: Engine = "model"

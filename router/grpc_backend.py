@@ -134,6 +134,7 @@ def _text_job(job: GenerateJob) -> TextJob:
         timeout_s=job.timeout_s,
         request_id=RequestId(job.request_id),
         cache_salt=job.cache_salt,
+        traceparent=job.traceparent,
     )
 
 

@@ -21,6 +21,7 @@ from pdserve.errors import EngineFailure, InvalidRequest, PdserveError, RequestC
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.public import RequestRecord
+from pdserve.tracing import Tracer
 from pdserve.types import (
     FinishReason,
     ModelInfo,
@@ -34,6 +35,7 @@ from pdserve.types import (
 from router.face_timing import FaceTiming
 from router.generation import Generation, TokenService
 from router.recent_requests import RecentRequests
+from router.request_spans import record_request, record_send
 from router.stop_strings import StopScan, StopScanner
 from router.text_job import (
     ChatPrompt,
@@ -61,6 +63,7 @@ class TextService:
         metrics: ServiceMetrics | None = None,
         clock: Clock | None = None,
         recent: RecentRequests | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``clock`` must be the one ``tokens`` reads deadlines on; default: the real one.
         ``recent`` gets the ledger of every request that ends; default: nobody.
@@ -70,6 +73,7 @@ class TextService:
         self._metrics = metrics or ServiceMetrics()
         self._clock = clock or MonotonicClock()
         self._recent = RecentRequests(0) if recent is None else recent
+        self._tracer = tracer or Tracer()
 
     @property
     def model(self) -> ModelInfo:
@@ -120,8 +124,8 @@ class TextService:
         self, tokens: Generation, request: Request, job: TextJob, face: FaceTiming
     ) -> TextGeneration:
         return TextGeneration(
-            tokens, request, self._text, job, face,
-            metrics=self._metrics, clock=self._clock, recent=self._recent,
+            tokens, request, self._text, job, face, self._tokens.model.name,
+            metrics=self._metrics, clock=self._clock, recent=self._recent, tracer=self._tracer,
         )  # fmt: skip
 
     async def _encode(self, job: TextJob) -> tuple[int, ...]:
@@ -158,6 +162,7 @@ class TextService:
             priority=job.priority,
             deadline_s=None if job.timeout_s is None else started_s + job.timeout_s,
             cache_salt=job.cache_salt,
+            traceparent=self._tracer.begin(job.traceparent),
         )
 
 
@@ -176,10 +181,12 @@ class TextGeneration:
         text: TextModel,
         job: TextJob,
         face: FaceTiming,
+        model: str,
         *,
         metrics: ServiceMetrics,
         clock: Clock,
         recent: RecentRequests,
+        tracer: Tracer,
     ) -> None:
         self._tokens = tokens
         self._events = aiter(tokens)
@@ -190,7 +197,10 @@ class TextGeneration:
         self._metrics = metrics
         self._clock = clock
         self._face = face
+        self._model = model
         self._recent = recent
+        self._tracer = tracer
+        self._parent_span = job.traceparent
         self._outcome = ""  # once it has one
         self._last_token_s: float | None = None
         self._num_completion_tokens = 0
@@ -231,8 +241,10 @@ class TextGeneration:
 
     def first_piece_sent(self) -> None:
         """The first piece of the answer is on the client's connection. Idempotent."""
-        if self._face.first_piece_sent() and self._outcome:
-            self._keep_ledger()  # ended before it was sent: now it is complete
+        if self._face.first_piece_sent() and self._outcome:  # ended before: now it is complete
+            record = self._keep_ledger()
+            context = self._request.traceparent
+            record_send(self._tracer, record.timing, context, self._face.arrived_s)
 
     def cancel(self, reason: str) -> None:
         """Stop it everywhere; who still reads gets RequestCancelled. Idempotent."""
@@ -241,7 +253,7 @@ class TextGeneration:
         self._tokens.cancel(reason)
         self._outcome = RequestCancelled.code
         self._metrics.observe_cancelled(self.timing)
-        self._keep_ledger()
+        self._tell_end()
         logger.info("text_cancelled", request=self.request_id, reason=reason)
 
     def __aiter__(self) -> Self:
@@ -312,7 +324,7 @@ class TextGeneration:
         if not self._outcome:
             self._outcome = reason.value
             self._metrics.observe_finished(self.timing, reason)
-            self._keep_ledger()
+            self._tell_end()
 
     def _failed(self, error: PdserveError) -> None:
         self._ended = True
@@ -323,10 +335,18 @@ class TextGeneration:
             self._metrics.observe_cancelled(self.timing)
         else:
             self._metrics.observe_failed(self.timing, error.code)
-        self._keep_ledger()
+        self._tell_end()
 
-    def _keep_ledger(self) -> None:
-        self._recent.add(RequestRecord(self.request_id, self._outcome, self.timing))
+    def _tell_end(self) -> None:
+        record_request(
+            self._tracer, self._keep_ledger(), context=self._request.traceparent,
+            parent=self._parent_span, arrived_s=self._face.arrived_s, model=self._model,
+        )  # fmt: skip
+
+    def _keep_ledger(self) -> RequestRecord:
+        record = RequestRecord(self.request_id, self._outcome, self.timing)
+        self._recent.add(record)
+        return record
 
 
 def _check_prompt(prompt_ids: tuple[int, ...], model: ModelInfo, field: str) -> None:

@@ -67,6 +67,7 @@ class TextJob:
     request_id: RequestId = RequestId("")
     prompt_index: int | None = None
     cache_salt: str = ""
+    traceparent: str = ""  # of the client's span, checked; "": none
 
     @property
     def prompt_field(self) -> str:

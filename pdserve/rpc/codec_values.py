@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from pdserve.clock import Clock
 from pdserve.errors import InvalidRequest, ProtocolError
+from pdserve.tracing import read_context
 from pdserve.types import (
     Attempt,
     Endpoint,
@@ -128,6 +129,7 @@ def attempt_to_pb(attempt: Attempt, clock: Clock) -> pb.Attempt:
             priority=request.priority,
             time_left_s=time_left_s,
             cache_salt=request.cache_salt,
+            traceparent=request.traceparent,
         ),
         epoch=attempt.epoch,
         forced_ids=attempt.forced_ids,
@@ -150,6 +152,7 @@ def attempt_from_pb(message: pb.Attempt, clock: Clock) -> Attempt:
                 priority=request.priority,
                 deadline_s=clock.now() + request.time_left_s if has_deadline else None,
                 cache_salt=request.cache_salt,
+                traceparent=read_context(request.traceparent),
             ),
             epoch=message.epoch,
             forced_ids=tuple(message.forced_ids),

@@ -19,7 +19,7 @@ from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
 from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob, RequestRecord
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
-from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME
+from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME, TRACEPARENT
 from pdserve.types import ModelInfo, RequestTiming
 from pdserve.v1 import inference_service_pb2 as pb
 
@@ -47,6 +47,11 @@ def _error(rpc_error: Any, metadata: Any) -> PdserveError:
 
 def _call_timeout_s(job: GenerateJob) -> float | None:
     return None if job.timeout_s is None else max(job.timeout_s, 0) + BACKSTOP_S
+
+
+def _call_options(job: GenerateJob) -> dict[str, Any]:
+    traceparent = ((TRACEPARENT, job.traceparent),) if job.traceparent else ()
+    return {"timeout": _call_timeout_s(job), "metadata": traceparent}
 
 
 class AsyncTextStream:
@@ -156,7 +161,7 @@ class AsyncInferenceStub:
     def generate(self, job: GenerateJob) -> AsyncTextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
         data = codec_public.encode_job(job).SerializeToString()
-        return AsyncTextStream(self._generate(data, timeout=_call_timeout_s(job)))
+        return AsyncTextStream(self._generate(data, **_call_options(job)))
 
     async def list_models(self) -> tuple[ModelInfo, ...]:
         data = await self._ask(self._list_models, pb.ListModelsRequest())
@@ -194,7 +199,7 @@ class InferenceStub:
     def generate(self, job: GenerateJob) -> TextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
         data = codec_public.encode_job(job).SerializeToString()
-        return TextStream(self._generate(data, timeout=_call_timeout_s(job)))
+        return TextStream(self._generate(data, **_call_options(job)))
 
     def list_models(self) -> tuple[ModelInfo, ...]:
         data = self._ask(self._list_models, pb.ListModelsRequest())

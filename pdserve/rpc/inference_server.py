@@ -20,10 +20,12 @@ from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
 from pdserve.log import event_log
 from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
 from pdserve.rpc import codec_public, status
+from pdserve.tracing import read_context
 from pdserve.v1 import inference_service_pb2 as pb
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 REQUEST_ID = "pdserve-request-id"
+TRACEPARENT = "traceparent"
 STALLED_WRITE_S = 30.0
 
 # A call's deadline further away than this is none; timeout_s, which is asked for, is not touched.
@@ -68,6 +70,7 @@ class InferenceServer:
         arrived_s = self._clock.now()
         try:
             job = _within_call(codec_public.decode_job(data), context.time_remaining())
+            job = replace(job, traceparent=_traceparent(context))
             receive_s = self._clock.now() - arrived_s
             stream = await self._backend.generate(job, receive_s=receive_s)
         except PdserveError as error:
@@ -125,6 +128,11 @@ async def _abort(error: PdserveError, context: Any) -> None:
     """Ends the call: unlike a stream, a unary one with a status alone would send a response too."""
     metadata = status.error_metadata(error)
     await context.abort(status.status_code(error), status.details(error), metadata)
+
+
+def _traceparent(context: Any) -> str:
+    entries = dict(status.plain_metadata(context.invocation_metadata()))
+    return read_context(entries.get(TRACEPARENT, ""))
 
 
 def _within_call(job: GenerateJob, time_left_s: float | None) -> GenerateJob:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pdserve/v1/types.proto\x12\npdserve.v1\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"\xdc\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05top_p\x18\x05 \x01(\x01\x12\r\n\x05min_p\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.pdserve.v1.LogitBias\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_num_logprobs\"\xaf\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pdserve.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x03\x12\x18\n\x0btime_left_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x06 \x01(\tB\x0e\n\x0c_time_left_s\"R\n\x07\x41ttempt\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.pdserve.v1.Request\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nforced_ids\x18\x03 \x03(\r\"\x8f\x01\n\x08KvLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rfirst_kv_head\x18\x06 \x01(\r\x12\r\n\x05order\x18\x07 \x01(\t\".\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xd3\x01\n\x0eTransferTicket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\'\n\tendpoints\x18\x05 \x03(\x0b\x32\x14.pdserve.v1.Endpoint\x12$\n\x06layout\x18\x06 \x01(\x0b\x32\x14.pdserve.v1.KvLayout\x12\x12\n\nnum_tokens\x18\x07 \x01(\x04\x12\x14\n\x0c\x65xpires_in_s\x18\x08 \x01(\x01\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"F\n\rTokenLogprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x01\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.pdserve.v1.TokenLogprob\"\xc0\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x10\n\x08token_id\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12\x30\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.pdserve.v1.TokenLogprobsH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"\xd1\x02\n\x0cWorkerStatus\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nstep_age_s\x18\x02 \x01(\x01\x12\x14\n\x0ctotal_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x04\x12\x17\n\x0freserved_blocks\x18\x05 \x01(\x04\x12\x12\n\nnum_queued\x18\x06 \x01(\x04\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x13\n\x0bnum_running\x18\x08 \x01(\x04\x12\x16\n\x0erunning_tokens\x18\t \x01(\x04\x12\x12\n\nnum_parked\x18\n \x01(\x04\x12\x14\n\x0cnum_exported\x18\x0b \x01(\x04\x12\x17\n\x0f\x65xported_tokens\x18\x0c \x01(\x04\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x17\n\x0flast_submit_seq\x18\x0e \x01(\x04\x12\x15\n\rcached_blocks\x18\x0f \x01(\x04\"z\n\x0cWorkerLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\x04\x12\x14\n\x0c\x63hunk_tokens\x18\x03 \x01(\r\x12\x13\n\x0bmax_running\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\"N\n\rPrefillTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\x04\"s\n\x08KvTiming\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x12\n\ntransfer_s\x18\x04 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\x04\"5\n\x0c\x44\x65\x63odeTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\x02 \x01(\x01*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02*N\n\x03Leg\x12\x13\n\x0fLEG_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEG_PREFILL\x10\x01\x12\x0e\n\nLEG_DECODE\x10\x02\x12\x11\n\rLEG_COLOCATED\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x42\x16Z\x14pdserve/v1;pdservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pdserve/v1/types.proto\x12\npdserve.v1\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"\xdc\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05top_p\x18\x05 \x01(\x01\x12\r\n\x05min_p\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.pdserve.v1.LogitBias\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_num_logprobs\"\xc4\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pdserve.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x03\x12\x18\n\x0btime_left_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\tB\x0e\n\x0c_time_left_s\"R\n\x07\x41ttempt\x12$\n\x07request\x18\x01 \x01(\x0b\x32\x13.pdserve.v1.Request\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nforced_ids\x18\x03 \x03(\r\"\x8f\x01\n\x08KvLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rfirst_kv_head\x18\x06 \x01(\r\x12\r\n\x05order\x18\x07 \x01(\t\".\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xd3\x01\n\x0eTransferTicket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\'\n\tendpoints\x18\x05 \x03(\x0b\x32\x14.pdserve.v1.Endpoint\x12$\n\x06layout\x18\x06 \x01(\x0b\x32\x14.pdserve.v1.KvLayout\x12\x12\n\nnum_tokens\x18\x07 \x01(\x04\x12\x14\n\x0c\x65xpires_in_s\x18\x08 \x01(\x01\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"F\n\rTokenLogprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x01\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.pdserve.v1.TokenLogprob\"\xc0\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x10\n\x08token_id\x18\x04 \x01(\r\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12\x30\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.pdserve.v1.TokenLogprobsH\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"\xd1\x02\n\x0cWorkerStatus\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nstep_age_s\x18\x02 \x01(\x01\x12\x14\n\x0ctotal_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x04\x12\x17\n\x0freserved_blocks\x18\x05 \x01(\x04\x12\x12\n\nnum_queued\x18\x06 \x01(\x04\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x13\n\x0bnum_running\x18\x08 \x01(\x04\x12\x16\n\x0erunning_tokens\x18\t \x01(\x04\x12\x12\n\nnum_parked\x18\n \x01(\x04\x12\x14\n\x0cnum_exported\x18\x0b \x01(\x04\x12\x17\n\x0f\x65xported_tokens\x18\x0c \x01(\x04\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x17\n\x0flast_submit_seq\x18\x0e \x01(\x04\x12\x15\n\rcached_blocks\x18\x0f \x01(\x04\"z\n\x0cWorkerLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\x04\x12\x14\n\x0c\x63hunk_tokens\x18\x03 \x01(\r\x12\x13\n\x0bmax_running\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\"N\n\rPrefillTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\x04\"s\n\x08KvTiming\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x12\n\ntransfer_s\x18\x04 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\x04\"5\n\x0c\x44\x65\x63odeTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\x02 \x01(\x01*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02*N\n\x03Leg\x12\x13\n\x0fLEG_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEG_PREFILL\x10\x01\x12\x0e\n\nLEG_DECODE\x10\x02\x12\x11\n\rLEG_COLOCATED\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x42\x16Z\x14pdserve/v1;pdservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,40 +32,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdserve.v1.types_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\024pdserve/v1;pdservev1'
-  _globals['_ROLE']._serialized_start=2138
-  _globals['_ROLE']._serialized_end=2201
-  _globals['_LEG']._serialized_start=2203
-  _globals['_LEG']._serialized_end=2281
-  _globals['_FINISHREASON']._serialized_start=2283
-  _globals['_FINISHREASON']._serialized_end=2378
+  _globals['_ROLE']._serialized_start=2159
+  _globals['_ROLE']._serialized_end=2222
+  _globals['_LEG']._serialized_start=2224
+  _globals['_LEG']._serialized_end=2302
+  _globals['_FINISHREASON']._serialized_start=2304
+  _globals['_FINISHREASON']._serialized_end=2399
   _globals['_LOGITBIAS']._serialized_start=38
   _globals['_LOGITBIAS']._serialized_end=81
   _globals['_SAMPLINGPARAMS']._serialized_start=84
   _globals['_SAMPLINGPARAMS']._serialized_end=432
   _globals['_REQUEST']._serialized_start=435
-  _globals['_REQUEST']._serialized_end=610
-  _globals['_ATTEMPT']._serialized_start=612
-  _globals['_ATTEMPT']._serialized_end=694
-  _globals['_KVLAYOUT']._serialized_start=697
-  _globals['_KVLAYOUT']._serialized_end=840
-  _globals['_ENDPOINT']._serialized_start=842
-  _globals['_ENDPOINT']._serialized_end=888
-  _globals['_TRANSFERTICKET']._serialized_start=891
-  _globals['_TRANSFERTICKET']._serialized_end=1102
-  _globals['_TOKENLOGPROB']._serialized_start=1104
-  _globals['_TOKENLOGPROB']._serialized_end=1153
-  _globals['_TOKENLOGPROBS']._serialized_start=1155
-  _globals['_TOKENLOGPROBS']._serialized_end=1225
-  _globals['_TOKENEVENT']._serialized_start=1228
-  _globals['_TOKENEVENT']._serialized_end=1420
-  _globals['_WORKERSTATUS']._serialized_start=1423
-  _globals['_WORKERSTATUS']._serialized_end=1760
-  _globals['_WORKERLIMITS']._serialized_start=1762
-  _globals['_WORKERLIMITS']._serialized_end=1884
-  _globals['_PREFILLTIMING']._serialized_start=1886
-  _globals['_PREFILLTIMING']._serialized_end=1964
-  _globals['_KVTIMING']._serialized_start=1966
-  _globals['_KVTIMING']._serialized_end=2081
-  _globals['_DECODETIMING']._serialized_start=2083
-  _globals['_DECODETIMING']._serialized_end=2136
+  _globals['_REQUEST']._serialized_end=631
+  _globals['_ATTEMPT']._serialized_start=633
+  _globals['_ATTEMPT']._serialized_end=715
+  _globals['_KVLAYOUT']._serialized_start=718
+  _globals['_KVLAYOUT']._serialized_end=861
+  _globals['_ENDPOINT']._serialized_start=863
+  _globals['_ENDPOINT']._serialized_end=909
+  _globals['_TRANSFERTICKET']._serialized_start=912
+  _globals['_TRANSFERTICKET']._serialized_end=1123
+  _globals['_TOKENLOGPROB']._serialized_start=1125
+  _globals['_TOKENLOGPROB']._serialized_end=1174
+  _globals['_TOKENLOGPROBS']._serialized_start=1176
+  _globals['_TOKENLOGPROBS']._serialized_end=1246
+  _globals['_TOKENEVENT']._serialized_start=1249
+  _globals['_TOKENEVENT']._serialized_end=1441
+  _globals['_WORKERSTATUS']._serialized_start=1444
+  _globals['_WORKERSTATUS']._serialized_end=1781
+  _globals['_WORKERLIMITS']._serialized_start=1783
+  _globals['_WORKERLIMITS']._serialized_end=1905
+  _globals['_PREFILLTIMING']._serialized_start=1907
+  _globals['_PREFILLTIMING']._serialized_end=1985
+  _globals['_KVTIMING']._serialized_start=1987
+  _globals['_KVTIMING']._serialized_end=2102
+  _globals['_DECODETIMING']._serialized_start=2104
+  _globals['_DECODETIMING']._serialized_end=2157
 # @@protoc_insertion_point(module_scope)

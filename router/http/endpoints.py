@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from starlette.datastructures import Headers
@@ -22,6 +22,7 @@ from pdserve.clock import Clock
 from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
+from pdserve.tracing import read_context
 from pdserve.types import RequestId
 from router.http.body import decode_body
 from router.http.chat_reply import ChatReply
@@ -138,6 +139,8 @@ class GenerationEndpoint(Generic[_Body]):
             return
         try:
             body, jobs = self._understand(raw, request_id)
+            traceparent = read_context(headers.get("traceparent", ""))
+            jobs = tuple(replace(job, traceparent=traceparent) for job in jobs)
             receive_s = self._clock.now() - arrived_s
             generations = await self._service.start_all(jobs, receive_s=receive_s)
         except PdserveError as error:

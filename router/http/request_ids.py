@@ -2,7 +2,7 @@
 
 A client's id is kept if it is usable: up to 96 letters, digits and ``._:/+=-``; any other is
 replaced. Clients may repeat their ids, so inside the service an id has a unique ending. This module
-does not know endpoints. Not covered: trace contexts (W3C traceparent).
+does not know endpoints.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "openai": ("cluster/demo.py",),
     "matplotlib": ("cluster/compare/plot.py",),
     "httpx": ("cluster/load/faces.py",),
+    "opentelemetry": ("pdserve/otel.py",),
     "ray": ("cluster/*", "kvtransfer/transports/ray*"),
 }
 

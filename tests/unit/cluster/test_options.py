@@ -15,12 +15,13 @@ from kvtransfer.config import TransferConfig
 from pdserve.app import ProcessConfig
 from pdserve.config import SECTIONS, OptionField, option_fields
 from pdserve.log import LogConfig
+from pdserve.tracing import TracingConfig
 from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig
 
 CLASSES = (
     ServeConfig, BatchConfig, RouterConfig, PrefillConfig, DecodeConfig, EngineConfig,
-    TransferConfig, ProcessConfig, LogConfig,
+    TransferConfig, TracingConfig, ProcessConfig, LogConfig,
 )  # fmt: skip
 
 # A name that ends like this is a physical amount, and its help must say so.
