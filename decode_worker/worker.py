@@ -15,6 +15,7 @@ from collections.abc import Sequence as SequenceOf
 from decode_worker.config import DecodeConfig
 from decode_worker.intake import Intake
 from decode_worker.leg import ARRIVING, OWNED, DecodeLeg, LegState
+from decode_worker.meeting import Meeting
 from decode_worker.planning import StepAssembler
 from decode_worker.reporting import report_tokens
 from decode_worker.room import ArrivalRoom
@@ -36,6 +37,7 @@ from pdserve.messages import (
     Ended,
     Failed,
     Hello,
+    Peer,
     Submit,
 )
 from pdserve.roles import EventSink
@@ -78,6 +80,7 @@ class DecodeWorker:
         self._room = ArrivalRoom(pool)
         budget = IntakeBudget(config.transfer.intake_bytes_per_step)
         self._intake = Intake(importer, self._room, self, budget)
+        self._meeting = Meeting(importer)
         self._assembler = StepAssembler(
             runner.buffers, pool, self._cache, chunk_tokens=config.engine.chunk_tokens,
             step_tokens=config.step_tokens, copies=config.parking == "copy",
@@ -110,7 +113,11 @@ class DecodeWorker:
             logger.debug("cancel", request=request_id, epoch=epoch, reason=reason)
             self.end(leg)
 
+    def meet(self, peers: tuple[Peer, ...], sink: EventSink) -> None:
+        self._meeting.meet(peers, sink)
+
     def session_ended(self, sink: EventSink) -> None:
+        self._meeting.session_ended(sink)
         for leg in [leg for leg in self._legs.values() if leg.sink is sink]:
             self.end(leg)
 
@@ -156,6 +163,7 @@ class DecodeWorker:
         self._draining = True
         for leg in list(self._legs.values()):
             self.end(leg)
+        await self._meeting.close()
         await self._intake.close()
         await self.loop.close()
         self._settle_returned()

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from pdserve.config import cache_folder
 from pdserve.prepared import (
     CHAT_TEMPLATE_NAME,
+    FORMAT_VERSION,
     MANIFEST_NAME,
     TOKENIZER_NAME,
     ModelConfig,
@@ -66,7 +67,7 @@ def prepare_fake_model(cache_dir: Path | None = None, dtype: str = "float32") ->
     tokenizer = _tokenizer().to_str()
     fingerprint = _fingerprint(tokenizer, dtype)
     parent = cache_dir if cache_dir is not None else cache_folder() / "models"
-    folder = parent / f"fake-{fingerprint[:12]}-{dtype}"
+    folder = parent / f"fake-{fingerprint[:12]}-{dtype}-v{FORMAT_VERSION}"
     if not (folder / MANIFEST_NAME).exists():
         parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".fake-", dir=parent))

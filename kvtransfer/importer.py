@@ -69,7 +69,7 @@ class Importer:
         reader: ReaderSession | None = None
         try:
             async with scope:
-                endpoint, connection = await self._dial(ticket)
+                endpoint, connection = await self._dial(ticket.endpoints)
                 reader = ReaderSession(connection, ticket, self._buffers, self._config, self._clock)
                 return await self._read(reader, connection, ticket, make_room, intake, endpoint)
         except TimeoutError:
@@ -78,6 +78,16 @@ class Importer:
             if reader is None:
                 raise PeerUnreachable(f"not connected in {ticket.expires_in_s:g} s") from None
             raise reader.deadline_error() from None
+
+    async def reach(self, endpoints: tuple[Endpoint, ...]) -> str:
+        """The transport by which a holder answers now, as ``redeem`` would choose it.
+
+        Raises:
+            PeerUnreachable: no common transport, or nobody answers at the last of them.
+        """
+        endpoint, connection = await self._dial(endpoints)
+        await connection.close()
+        return endpoint.transport
 
     async def close(self) -> None:
         """Wait for holders to take the last word of reads that are over (bounded)."""
@@ -112,11 +122,11 @@ class Importer:
             else:
                 self._part(connection, last_word)
 
-    async def _dial(self, ticket: TransferTicket) -> tuple[Endpoint, Connection]:
+    async def _dial(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, Connection]:
         """The first endpoint, in the holder's order, that can be reached by a transport of ours."""
-        common = [each for each in ticket.endpoints if each.transport in self._dialers]
+        common = [each for each in endpoints if each.transport in self._dialers]
         if not common:
-            offered = ", ".join(endpoint.transport for endpoint in ticket.endpoints) or "nothing"
+            offered = ", ".join(endpoint.transport for endpoint in endpoints) or "nothing"
             ours = ", ".join(self._dialers) or "nothing"
             raise PeerUnreachable(f"no common transport: holder has {offered}, reader has {ours}")
         for endpoint in common[:-1]:

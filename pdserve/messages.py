@@ -29,7 +29,7 @@ from pdserve.types import (
     WorkerStatus,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 # --- router -> worker -------------------------------------------------------------------------
@@ -74,7 +74,24 @@ class Drain:
     grace_s: float
 
 
-ToWorker = Welcome | Submit | Cancel | Drain
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A prefill worker of the pool and where its KV can be read."""
+
+    worker_id: WorkerId
+    incarnation: str
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """To a decode worker: KV of these may be read from now on. It tries their endpoints at once and
+    answers each with ``Met``, so that a wrong address is known before a request meets it."""
+
+    peers: tuple[Peer, ...]
+
+
+ToWorker = Welcome | Submit | Cancel | Drain | Meet
 
 
 # --- worker -> router -------------------------------------------------------------------------
@@ -188,9 +205,23 @@ class Ended:
     leg: Leg
 
 
-WorkerEvent = (
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Whether a peer's KV endpoint answers from here. ``transport``: which one did; "": none.
+
+    ``detail`` is for people, empty if one answered.
+    """
+
+    worker_id: WorkerId
+    incarnation: str
+    transport: str
+    detail: str = ""
+
+
+LegEvent = (
     Admitted | Busy | FirstToken | Tokens | Committed | KvFailed | Failed | AlreadyCommitted | Ended
 )
+WorkerEvent = LegEvent | Met
 
 
 @dataclass(frozen=True, slots=True)

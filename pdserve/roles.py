@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pdserve.messages import Hello, Submit, WorkerEvent
+from pdserve.messages import Hello, Peer, Submit, WorkerEvent
 from pdserve.types import RequestId, WorkerStatus
 
 
@@ -34,6 +34,10 @@ class WorkerRole(Protocol):
 
     def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
         """End the legs of this request and sink up to ``epoch``; unknown ones are ignored."""
+
+    def meet(self, peers: tuple[Peer, ...], sink: EventSink) -> None:
+        """Try the KV endpoints of prefill workers; each is answered by Met. Raises ProtocolError
+        in a role that reads no KV."""
 
     def session_ended(self, sink: EventSink) -> None:
         """Cancel every leg that was submitted with this sink."""

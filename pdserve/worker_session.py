@@ -1,6 +1,6 @@
 """A worker's end of its sessions with routers: greet, take orders, report, leave.
 
-    Hello -> Welcome -> { Submit | Cancel | Drain }*      receiver
+    Hello -> Welcome -> { Submit | Cancel | Meet | Drain }*      receiver
                         { StepReport }* [Goodbye]         sender, the only writer
                         every heartbeat_s                 heartbeat pokes the sender
 
@@ -20,7 +20,16 @@ from pdserve.clock import Clock
 from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, WorkerLost
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
-from pdserve.messages import Cancel, Drain, Goodbye, StepReport, Submit, Welcome, WorkerEvent
+from pdserve.messages import (
+    Cancel,
+    Drain,
+    Goodbye,
+    Meet,
+    StepReport,
+    Submit,
+    Welcome,
+    WorkerEvent,
+)
 from pdserve.roles import WorkerRole
 
 WELCOME_TIMEOUT_S = 10.0
@@ -217,6 +226,8 @@ class _Session:
                         self._role.submit(submit, self)
                     case Cancel(request_id, epoch, reason):
                         self._role.cancel(request_id, epoch, reason, self)
+                    case Meet(peers):
+                        self._role.meet(peers, self)
                     case Drain() as drain:
                         self._drain = drain
                         self._drain_asked.set()

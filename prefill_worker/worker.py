@@ -30,7 +30,7 @@ from pdserve.errors import (
     TicketUnknown,
 )
 from pdserve.log import event_log
-from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Submit
+from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Peer, Submit
 from pdserve.roles import EventSink
 from pdserve.tracing import Tracer
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
@@ -99,6 +99,9 @@ class PrefillWorker:
         leg = self._legs.get(request_id)
         if leg is not None and leg.epoch <= epoch and leg.sink is sink:
             self._end(leg, f"cancelled: {reason}")
+
+    def meet(self, peers: tuple[Peer, ...], sink: EventSink) -> None:
+        raise ProtocolError("a prefill worker reads no KV: Meet is for decode workers")
 
     def session_ended(self, sink: EventSink) -> None:
         for leg in [leg for leg in self._legs.values() if leg.sink is sink]:

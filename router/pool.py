@@ -17,15 +17,24 @@ from pdserve.clock import Clock
 from pdserve.errors import (
     IncompatibleWorker,
     PdserveError,
+    PeerUnreachable,
     ProtocolError,
     ShuttingDown,
     WorkerLost,
 )
 from pdserve.links import RouterLink
 from pdserve.log import event_log
-from pdserve.messages import PROTOCOL_VERSION, FromWorker, Hello, StepReport, WorkerEvent
+from pdserve.messages import (
+    PROTOCOL_VERSION,
+    FromWorker,
+    Hello,
+    LegEvent,
+    Met,
+    Peer,
+    StepReport,
+)
 from pdserve.prepared import kv_fingerprint
-from pdserve.types import ModelInfo, RequestId, WorkerId
+from pdserve.types import ModelInfo, RequestId, Role, WorkerId
 from router.barred_pairs import BarredPairs
 from router.config import RouterConfig
 from router.policy import WorkerRef, WorkerView
@@ -38,7 +47,7 @@ logger = event_log(__name__)
 class PoolObserver(Protocol):
     """What the pool tells the router. Called on the event loop; must return at once."""
 
-    def worker_event(self, session: WorkerSession, event: WorkerEvent) -> None: ...
+    def worker_event(self, session: WorkerSession, event: LegEvent) -> None: ...
 
     def worker_lost(self, session: WorkerSession, end: SessionEnd) -> None: ...
 
@@ -129,6 +138,9 @@ class WorkerPool:
             return
         session.begin_report()
         for event in report.events:
+            if isinstance(event, Met):
+                self._met(session, event)
+                continue
             session.settle(event)
             self._observer.worker_event(session, event)
         was_draining = session.is_draining
@@ -230,8 +242,39 @@ class WorkerPool:
             "worker_joined", worker=hello.worker_id, role=hello.role, incarnation=hello.incarnation,
             peer=link.peer, device=hello.device,
         )  # fmt: skip
+        self._introduce(session)
         self._observer.workers_changed()
         return session
+
+    def _introduce(self, session: WorkerSession) -> None:
+        """Decode workers learn where KV is before a request does."""
+        if self._config.is_colocated:
+            return
+        if session.role is Role.PREFILL:
+            newcomer = (_peer_of(session),)
+            for other in self._sessions.values():
+                if other.role is Role.DECODE:
+                    other.meet(newcomer)
+        elif peers := tuple(
+            _peer_of(each) for each in self._sessions.values() if each.role is Role.PREFILL
+        ):
+            session.meet(peers)
+
+    def _met(self, session: WorkerSession, event: Met) -> None:
+        prefill = self._sessions.get(event.worker_id)
+        if prefill is None or prefill.ref.incarnation != event.incarnation:
+            return
+        if event.transport:
+            logger.info(
+                "kv_way_found", prefill=event.worker_id, decode=session.ref.worker_id,
+                transport=event.transport,
+            )  # fmt: skip
+            return
+        self.barred.bar((event.worker_id, session.ref.worker_id), self._clock.now())
+        logger.warning(
+            "kv_endpoint_unreachable", prefill=event.worker_id, decode=session.ref.worker_id,
+            error=event.detail, next=PeerUnreachable.next_step,
+        )  # fmt: skip
 
     def _watch(self, session: WorkerSession) -> None:
         """One timer a session, moved on when it finds that something came meanwhile."""
@@ -258,3 +301,7 @@ class WorkerPool:
         )  # fmt: skip
         self._observer.worker_lost(session, end)
         self._observer.workers_changed()
+
+
+def _peer_of(session: WorkerSession) -> Peer:
+    return Peer(session.ref.worker_id, session.ref.incarnation, session.hello.endpoints)

@@ -22,7 +22,7 @@ from pdserve.errors import (
 )
 from pdserve.links import RouterLink
 from pdserve.log import event_log
-from pdserve.messages import FirstToken, Tokens, WorkerEvent
+from pdserve.messages import FirstToken, LegEvent, Tokens
 from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, Role
 from router import admission
 from router.actions import (
@@ -155,7 +155,7 @@ class Router:
 
     # --- pool observer ------------------------------------------------------------------------
 
-    def worker_event(self, session: WorkerSession, event: WorkerEvent) -> None:
+    def worker_event(self, session: WorkerSession, event: LegEvent) -> None:
         entry = self._entries.get(_request_of(event))
         if entry is None:
             return
@@ -307,7 +307,7 @@ def _tell_end(flight: Flight, timing: RequestTiming, error: PdserveError | None)
     )
 
 
-def _request_of(event: WorkerEvent) -> RequestId:
+def _request_of(event: LegEvent) -> RequestId:
     match event:
         case FirstToken(token):
             return token.request_id

@@ -24,6 +24,8 @@ from pdserve.messages import (
     FromWorker,
     Goodbye,
     Hello,
+    Meet,
+    Peer,
     StepReport,
     Submit,
     ToWorker,
@@ -147,6 +149,10 @@ class WorkerSession:
         if not self._draining:
             self._draining = True
             self._outbox.put_nowait(Drain(grace_s))
+
+    def meet(self, peers: tuple[Peer, ...]) -> None:
+        """Let a decode worker try where it would read KV."""
+        self._outbox.put_nowait(Meet(peers))
 
     def block(self) -> None:
         """It answered Busy: nothing new before its next report."""

@@ -29,6 +29,7 @@ DEFAULT_MESSAGE_BYTES = 5 * MIB
 _MAX_READER_MESSAGE_BYTES = MIB  # readers send headers only
 
 _log = event_log(__name__)
+_EVERY_ADDRESS = ("0.0.0.0", "[::]", "::")
 
 
 class GrpcListener:
@@ -64,6 +65,11 @@ class GrpcListener:
                 self._handling.discard(task)
 
         host = self._listen.rpartition(":")[0]
+        if host in _EVERY_ADDRESS and not self._advertise:
+            raise ConfigError(
+                f"advertise must be given with listen {self._listen}: no decode worker can dial"
+                f" {host}"
+            ).advise("add --advertise with this host's address as decode workers know it")
         options = {
             **dict(server_options(_MAX_READER_MESSAGE_BYTES)),
             "grpc.max_send_message_length": -1,  # the reader's limit decides

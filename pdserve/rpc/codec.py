@@ -17,6 +17,8 @@ from pdserve.messages import (
     FromWorker,
     Goodbye,
     Hello,
+    Meet,
+    Peer,
     StepReport,
     Submit,
     ToWorker,
@@ -71,6 +73,8 @@ def encode_to_worker(message: ToWorker, clock: Clock) -> bytes:
             union = pb.ToWorker(welcome=welcome)
         case Drain():
             union = pb.ToWorker(drain=pb.Drain(grace_s=message.grace_s))
+        case Meet():
+            union = pb.ToWorker(meet=pb.Meet(peers=[_peer_to_pb(peer) for peer in message.peers]))
     return union.SerializeToString()
 
 
@@ -90,7 +94,22 @@ def decode_to_worker(data: bytes, clock: Clock) -> ToWorker:
             return Welcome(union.welcome.router_id, union.welcome.heartbeat_s)
         case "drain":
             return Drain(union.drain.grace_s)
+        case "meet":
+            return Meet(tuple(_peer_from_pb(peer) for peer in union.meet.peers))
     raise UnknownMessage("ToWorker of an unknown kind")
+
+
+def _peer_to_pb(peer: Peer) -> pb.Peer:
+    return pb.Peer(
+        worker_id=peer.worker_id,
+        incarnation=peer.incarnation,
+        endpoints=values.endpoints_to_pb(peer.endpoints),
+    )
+
+
+def _peer_from_pb(message: pb.Peer) -> Peer:
+    endpoints = values.endpoints_from_pb(message.endpoints)
+    return Peer(WorkerId(message.worker_id), message.incarnation, endpoints)
 
 
 def _submit_to_pb(submit: Submit, clock: Clock) -> pb.Submit:

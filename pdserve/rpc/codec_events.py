@@ -20,6 +20,7 @@ from pdserve.messages import (
     Failed,
     FirstToken,
     KvFailed,
+    Met,
     Tokens,
     WorkerEvent,
 )
@@ -35,6 +36,7 @@ from pdserve.types import (
     TicketId,
     TokenEvent,
     TokenLogprobs,
+    WorkerId,
 )
 from pdserve.v1 import types_pb2 as pb
 from pdserve.v1 import worker_service_pb2 as session_pb
@@ -232,6 +234,19 @@ def _already_committed_from_pb(message: session_pb.AlreadyCommitted) -> AlreadyC
     return AlreadyCommitted(RequestId(message.request_id), message.epoch, message.committed_epoch)
 
 
+def _met_to_pb(event: Met) -> session_pb.Met:
+    return session_pb.Met(
+        worker_id=event.worker_id,
+        incarnation=event.incarnation,
+        transport=event.transport,
+        detail=event.detail,
+    )
+
+
+def _met_from_pb(message: session_pb.Met) -> Met:
+    return Met(WorkerId(message.worker_id), message.incarnation, message.transport, message.detail)
+
+
 def _leg_of(message: Any) -> tuple[RequestId, int, Leg]:
     leg = _known(LEG_FROM_PB, message.leg, f"{type(message).__name__}.leg")
     return RequestId(message.request_id), message.epoch, leg
@@ -247,5 +262,6 @@ _EVENTS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     Failed: ("failed", _failed_to_pb, _failed_from_pb),
     AlreadyCommitted: ("already_committed", _already_committed_to_pb, _already_committed_from_pb),
     Ended: ("ended", _ended_to_pb, _ended_from_pb),
+    Met: ("met", _met_to_pb, _met_from_pb),
 }
 _READERS = {field: read for field, _, read in _EVENTS.values()}

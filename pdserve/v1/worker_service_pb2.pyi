@@ -18,16 +18,18 @@ class FromWorker(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step_report: _Optional[_Union[StepReport, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class ToWorker(_message.Message):
-    __slots__ = ("welcome", "submit", "cancel", "drain")
+    __slots__ = ("welcome", "submit", "cancel", "drain", "meet")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MEET_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     submit: Submit
     cancel: Cancel
     drain: Drain
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    meet: Meet
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("router_id", "heartbeat_s")
@@ -64,6 +66,22 @@ class Drain(_message.Message):
     GRACE_S_FIELD_NUMBER: _ClassVar[int]
     grace_s: float
     def __init__(self, grace_s: _Optional[float] = ...) -> None: ...
+
+class Meet(_message.Message):
+    __slots__ = ("peers",)
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.RepeatedCompositeFieldContainer[Peer]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+
+class Peer(_message.Message):
+    __slots__ = ("worker_id", "incarnation", "endpoints")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    incarnation: str
+    endpoints: _containers.RepeatedCompositeFieldContainer[_types_pb2.Endpoint]
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "model_name", "model_fingerprint", "layout", "limits", "endpoints", "device")
@@ -104,7 +122,7 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class WorkerEvent(_message.Message):
-    __slots__ = ("admitted", "busy", "first_token", "tokens", "committed", "kv_failed", "failed", "already_committed", "ended")
+    __slots__ = ("admitted", "busy", "first_token", "tokens", "committed", "kv_failed", "failed", "already_committed", "ended", "met")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +132,7 @@ class WorkerEvent(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     ALREADY_COMMITTED_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
     admitted: Admitted
     busy: Busy
     first_token: FirstToken
@@ -123,7 +142,20 @@ class WorkerEvent(_message.Message):
     failed: Failed
     already_committed: AlreadyCommitted
     ended: Ended
-    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., kv_failed: _Optional[_Union[KvFailed, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., already_committed: _Optional[_Union[AlreadyCommitted, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
+    met: Met
+    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., kv_failed: _Optional[_Union[KvFailed, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., already_committed: _Optional[_Union[AlreadyCommitted, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
+
+class Met(_message.Message):
+    __slots__ = ("worker_id", "incarnation", "transport", "detail")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    incarnation: str
+    transport: str
+    detail: str
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., transport: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Admitted(_message.Message):
     __slots__ = ("request_id", "epoch", "leg")

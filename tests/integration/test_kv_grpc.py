@@ -49,10 +49,15 @@ async def test_an_address_in_use_is_refused_by_name() -> None:
 
 
 async def test_listening_beyond_loopback_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    listener = GrpcListener("0.0.0.0:0")
+    listener = GrpcListener("0.0.0.0:0", "here")
     await listener.start(echo)
     assert "kv_listener_beyond_loopback" in caplog.text
     await listener.close()
+
+
+async def test_every_address_is_none_that_others_can_dial() -> None:
+    with pytest.raises(ConfigError, match="advertise must be given"):
+        await GrpcListener("0.0.0.0:0").start(echo)
 
 
 async def test_nobody_listens() -> None:

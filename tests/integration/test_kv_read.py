@@ -7,7 +7,15 @@ import pytest
 from kvtransfer.config import TransferConfig
 from kvtransfer.exporter import ExportOutcome
 from kvtransfer.messages import FinishedAtPrefill, FirstTokenInfo
-from pdserve.errors import LayoutMismatch, PeerSilent, StaleEpoch, TicketExpired, TicketUnknown
+from pdserve.errors import (
+    LayoutMismatch,
+    PeerSilent,
+    PeerUnreachable,
+    StaleEpoch,
+    TicketExpired,
+    TicketUnknown,
+)
+from pdserve.types import Endpoint
 from support.kv_faults import ScriptedHolder, Talker, Tap
 from support.kv_pair import FIRST, LAYOUT, kv_pair, until
 from support.kv_transports import each_transport
@@ -220,3 +228,13 @@ async def test_arrivals_are_paced_by_the_steps(transport: str) -> None:
             assert pair.intake.bytes_taken - taken_before == min(6, 2 * num_steps) * BLOCK
             pair.intake.refill()
         pair.take(await reading, export)
+
+
+async def test_a_holder_can_be_tried_without_a_read(transport: str) -> None:
+    async with kv_pair(transport) as pair:
+        assert await pair.importer.reach((pair.endpoint,)) == pair.endpoint.transport
+        ticket = pair.ticket(8)
+        export = pair.offer_computed(ticket)
+        pair.take(await pair.redeem(ticket), export)
+        with pytest.raises(PeerUnreachable, match="no common transport"):
+            await pair.importer.reach((Endpoint("pigeon", "loft"),))

@@ -176,3 +176,21 @@ async def test_a_host_is_lost_under_load_and_comes_back(
         await workers_are(client, "p", "d", "e")
         await Streams(client, PROMPTS, 20).assert_right()
         await assert_settled(client, "p", "d", "e")
+
+
+async def test_a_wrong_advertised_address_is_reported_at_joining(
+    network: HostNetwork, tmp_path: Path
+) -> None:
+    """Before any request: the address is another host's. The right one beside it serves."""
+    async with router_up(network, tmp_path) as (hosts, client):
+        wrong = f"--advertise={network.addresses['e']}:9200"
+        await hosts.start("p", "prefill", "--listen=0.0.0.0:9200", wrong)
+        await hosts.start("d", "decode")
+        await workers_are(client, "p", "d")
+        report = "kv_endpoint_unreachable prefill=p decode=d"
+        await eventually(lambda: report in hosts.log("r").read_text(), timeout_s=30)
+        await start_prefill(hosts, "e")
+        found = "kv_way_found prefill=e decode=d transport=grpc"
+        await eventually(lambda: found in hosts.log("r").read_text(), timeout_s=30)
+        await Streams(client, PROMPTS, 20).assert_right()
+        await assert_settled(client, "p", "d", "e")

@@ -12,7 +12,7 @@ from engine.step import StepRow
 from kvtransfer.importer import ImportedKv
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FirstTokenInfo
-from pdserve.types import Attempt, KvTiming, TransferTicket
+from pdserve.types import Attempt, Endpoint, KvTiming, TransferTicket
 
 
 class ScriptedImporter:
@@ -33,6 +33,9 @@ class ScriptedImporter:
         self.fail_with: BaseException | None = None
         self.num_with_room = 0
         self._one_at_a_time = asyncio.Lock()
+
+    async def reach(self, endpoints: tuple[Endpoint, ...]) -> str:
+        return "scripted"
 
     async def redeem(
         self,

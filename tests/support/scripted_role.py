@@ -11,6 +11,8 @@ from pdserve.messages import (
     Ended,
     FromWorker,
     Hello,
+    Met,
+    Peer,
     Submit,
     ToWorker,
     Welcome,
@@ -44,6 +46,10 @@ class FakeRole:
     def cancel(self, request_id: RequestId, epoch: int, reason: str, sink: EventSink) -> None:
         self.cancels.append((request_id, epoch, reason))
         sink.emit(Ended(request_id, epoch, Leg.PREFILL))
+
+    def meet(self, peers: tuple[Peer, ...], sink: EventSink) -> None:
+        for peer in peers:
+            sink.emit(Met(peer.worker_id, peer.incarnation, "scripted"))
 
     def session_ended(self, sink: EventSink) -> None:
         self.ended_sinks.append(sink)

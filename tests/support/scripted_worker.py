@@ -26,6 +26,8 @@ from pdserve.messages import (
     Goodbye,
     Hello,
     KvFailed,
+    Meet,
+    Peer,
     StepReport,
     Submit,
     Tokens,
@@ -97,6 +99,7 @@ class ScriptedWorker:
     far_end: RouterLink
     status: WorkerStatus
     inbox: list[ToWorker] = field(default_factory=list)
+    met: list[Peer] = field(default_factory=list)
     legs: list[ScriptedLeg] = field(default_factory=list)
     refused: PdserveError | None = None  # what ended the session, as the worker sees it
     reader: asyncio.Task[None] | None = None
@@ -115,6 +118,9 @@ class ScriptedWorker:
         try:
             while True:
                 message = await self.link.receive()
+                if isinstance(message, Meet):  # joins of others come whenever they come
+                    self.met.extend(message.peers)
+                    continue
                 self.inbox.append(message)
                 match message:
                     case Submit():

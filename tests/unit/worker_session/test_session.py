@@ -16,10 +16,13 @@ from pdserve.messages import (
     Ended,
     FromWorker,
     Goodbye,
+    Meet,
+    Met,
+    Peer,
     StepReport,
     ToWorker,
 )
-from pdserve.types import Leg, RequestId, WorkerStatus
+from pdserve.types import Leg, RequestId, WorkerId, WorkerStatus
 from pdserve.worker_session import serve_session
 from support.scripted_role import HELLO, WELCOME, FakeRole, submit_message
 
@@ -136,6 +139,12 @@ async def test_second_welcome_is_a_protocol_error(session: Session) -> None:
 async def test_no_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdserve.worker_session.WELCOME_TIMEOUT_S", 0.0)
     assert "no Welcome" in await Session().reason()
+
+
+async def test_meeting_is_the_roles_and_its_answers_are_events(session: Session) -> None:
+    await session.join()
+    await session.router.send(Meet((Peer(WorkerId("p2"), "b", ()),)))
+    assert (await session.report()).events == (Met(WorkerId("p2"), "b", "scripted"),)
 
 
 async def test_drain_finishes_and_says_goodbye(session: Session) -> None:
