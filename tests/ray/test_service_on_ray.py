@@ -78,7 +78,7 @@ async def test_scaling_and_draining_under_load_changes_no_stream(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     async with (
-        served_on_ray(cluster, tmp_path, *STEPS) as served,
+        served_on_ray(cluster, tmp_path, *STEPS, "--pairs") as served,
         AsyncClient(served.grpc_target) as client,
     ):
         streams = Streams(client, PROMPTS, 150)

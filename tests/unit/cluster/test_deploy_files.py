@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 import yaml
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, create_package
+from ray.runtime_env import RuntimeEnv
 
 from cluster.onray.placement import ROUTER, explain, needs_of
 from cluster.plan import ServicePlan
@@ -115,7 +116,7 @@ SPECS = {
          "ports": many(of({"name": NAME, "port": COUNT, "targetPort": COUNT}))}
     ),
 }  # fmt: skip
-MANIFESTS = sorted(path.name for path in DEPLOY.glob("*.yaml"))
+MANIFESTS = sorted(path.name for path in DEPLOY.glob("kuberay-*.yaml"))
 TOMLS = sorted(path.name for path in EXAMPLES.glob("ray-*.toml"))
 
 
@@ -194,11 +195,15 @@ def test_the_service_of_a_manifest_leads_to_the_router(name: str) -> None:
     }
 
 
-def test_a_service_that_stays_is_detached_and_asks_for_the_token_of_its_cluster() -> None:
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_clusters_ask_for_a_token(name: str) -> None:
+    assert started_by(name)[1]["authOptions"]["mode"] == "token"
+
+
+def test_a_service_that_stays_is_detached_and_its_start_has_the_token_of_its_cluster() -> None:
     objects = manifests("kuberay-service.yaml")
-    plan, cluster, _ = started_by("kuberay-service.yaml")
+    plan, _, _ = started_by("kuberay-service.yaml")
     assert plan.ray.detached
-    assert cluster["authOptions"]["mode"] == "token"
     name = the("RayCluster", objects)["metadata"]["name"]
     (container,) = the("Job", objects)["spec"]["template"]["spec"]["containers"]
     env = {each["name"]: each for each in container["env"]}
@@ -235,6 +240,19 @@ def test_the_image_copies_what_there_is_and_runs_what_there_is() -> None:
     version = tuple(int(part) for part in re.findall(r"python:(\d+)\.(\d+)", base)[0])
     assert version >= (3, 11)
     assert any(each.name == "WORKDIR" and each.text == "/opt/pdserve" for each in instructions)
+
+
+def test_the_environment_by_pip_installs_the_upload_in_pinned_versions() -> None:
+    path = DEPLOY / "runtime-env-pip.yaml"
+    (words,) = commands_in(path.read_text(), "ray job submit")
+    asked = submission(words)
+    assert ROOT / asked["runtime_env"] == path
+    assert served(asked["entrypoint"]).serve.launcher == "ray"
+    environment = RuntimeEnv(**yaml.safe_load(path.read_text()))
+    upload = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+    assert environment.pip_config()["packages"] == [f"-c {upload}/constraints.txt", upload]
+    assert (ROOT / "constraints.txt").exists()
+    assert int(environment.env_vars()["RAY_JOB_STOP_WAIT_TIME_S"]) == 60
 
 
 def test_an_upload_has_the_code_and_little_else(tmp_path: Path) -> None:
