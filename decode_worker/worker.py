@@ -40,11 +40,16 @@ from pdserve.messages import (
     Peer,
     Submit,
 )
-from pdserve.roles import EventSink
+from pdserve.roles import CacheFeed, EventSink
+from pdserve.step_cost import StepCostEstimator
 from pdserve.tracing import Tracer
 from pdserve.types import KvTiming, Leg, RequestId, WorkerStatus
 
 logger = event_log(__name__)
+
+# An observation takes some 35 us, beside steps of a few ms.
+LEARN_FROM_ALL = 64  # decode steps
+LEARN_EVERY = 8
 
 
 class DecodeWorker:
@@ -71,6 +76,7 @@ class DecodeWorker:
         self._returning: list[DecodeLeg] = []  # ended, blocks still pinned by the running step
         self._next_order = 0
         self._draining = False
+        self._costs = StepCostEstimator()
         self._empty = asyncio.Event()
         self._empty.set()
         self._cache = build_prefix_cache(
@@ -133,6 +139,7 @@ class DecodeWorker:
             total_blocks=self._pool.num_blocks,
             free_blocks=self._pool.num_free,
             cached_blocks=self._pool.num_stored,
+            cost=self._costs.cost,
             reserved_blocks=self._room.promised_blocks + self._reserve(),
             num_queued=len(waiting) + len(prefilling),
             queued_tokens=sum(leg.held.num_uncomputed for leg in prefilling),
@@ -141,6 +148,9 @@ class DecodeWorker:
             num_parked=len(by_state[LegState.PARKED]),
             draining=self._draining,
         )
+
+    def watch_cache(self) -> CacheFeed | None:
+        return self._cache.watch()
 
     def begin_drain(self) -> None:
         self._draining = True
@@ -184,6 +194,7 @@ class DecodeWorker:
         results: SequenceOf[SampledToken | None],
         timing: StepTiming,
     ) -> None:
+        self._observe(rows, timing)
         for row, result in zip(rows, results, strict=True):
             leg = self._legs.get(row.sequence.request_id)
             if leg is None or leg.sequence is not row.sequence:
@@ -342,6 +353,16 @@ class DecodeWorker:
             self.end(leg)
         elif leg.state is LegState.PREFILLING:
             leg.state = LegState.RUNNING
+
+    def _observe(self, rows: SequenceOf[StepRow], timing: StepTiming) -> None:
+        """Learn what steps cost from those of one kind: at first from all, then from some."""
+        if self._costs.num_decode_samples >= LEARN_FROM_ALL and self.loop.num_steps % LEARN_EVERY:
+            return
+        if all(row.num_tokens == 1 for row in rows):
+            kv_tokens = sum(row.end for row in rows)
+            self._costs.observe_decode(len(rows), kv_tokens, timing.duration_s)
+        elif len(rows) == 1:
+            self._costs.observe_chunk(rows[0].start, rows[0].end, timing.duration_s)
 
     def _settle_returned(self) -> None:
         """Report Ended for legs whose blocks and task are gone."""

@@ -25,7 +25,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from engine.block_index import BlockIndex
-from engine.prefix_keys import BlockKey
+from pdserve.prefix_keys import BlockKey
 from pdserve.types import KVLayout
 
 

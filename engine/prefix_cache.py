@@ -8,8 +8,8 @@
 
 ``hold`` keeps what is known from being evicted before there is room for the rest. Used by both
 roles; with the cache off every claim is a plain lease. Blocks and their eviction are
-block_pool.py's, names of content prefix_keys.py's. Not covered: disk, other hosts, partly filled
-blocks.
+block_pool.py's, names of content pdserve/prefix_keys.py's. Not covered: disk, other hosts, partly
+filled blocks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 
 from engine.block_pool import BlockLease, BlockPool
-from engine.prefix_keys import BlockKey, KeyChain, PrefixKeys
+from engine.cache_feed import StoredBlocks
 from engine.sequence import Sequence
+from pdserve.prefix_keys import BlockKey, KeyChain, PrefixKeys
 from pdserve.types import Attempt
 
 
@@ -94,6 +95,10 @@ class PrefixCache:
         """For a sequence that gave its blocks back: room for every token, the last to compute."""
         token_ids = sequence.token_ids
         return self._claim(sequence.chain, token_ids, len(token_ids), len(token_ids) - 1)
+
+    def watch(self) -> StoredBlocks | None:
+        """A feed of what is known from now on; None: off. Ends with its ``close``."""
+        return None if self._keys is None else self._pool.index.watch()
 
     def num_cached_tokens(self, lease: BlockLease) -> int:
         return lease.num_cached * self._block_size

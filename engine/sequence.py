@@ -10,7 +10,7 @@ Owned by the event loop thread; a running step only reads it. Not covered: how t
 from __future__ import annotations
 
 from engine.block_pool import BlockLease
-from engine.prefix_keys import KeyChain
+from pdserve.prefix_keys import KeyChain
 from pdserve.types import Attempt, FinishReason, RequestId, SamplingParams
 
 

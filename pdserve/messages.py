@@ -29,7 +29,7 @@ from pdserve.types import (
     WorkerStatus,
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 # --- router -> worker -------------------------------------------------------------------------
@@ -91,7 +91,12 @@ class Meet:
     peers: tuple[Peer, ...]
 
 
-ToWorker = Welcome | Submit | Cancel | Drain | Meet
+@dataclass(frozen=True, slots=True)
+class ResendCache:
+    """A CacheChanges was missed: begin again with all there is."""
+
+
+ToWorker = Welcome | Submit | Cancel | Drain | Meet | ResendCache
 
 
 # --- worker -> router -------------------------------------------------------------------------
@@ -225,11 +230,26 @@ WorkerEvent = LegEvent | Met
 
 
 @dataclass(frozen=True, slots=True)
+class CacheChanges:
+    """Full blocks whose KV came to the worker's prefix cache, or went, since the last one.
+
+    ``seq`` counts from 1 in a session. Hashes are 8 bytes each, joined: the first half of the
+    block's digest (docs/protocol.md 8). With ``is_reset`` what was told before is void.
+    """
+
+    seq: int
+    stored: bytes
+    evicted: bytes
+    is_reset: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """All events of one engine step, in order, and the status after it. One message a step."""
 
     events: tuple[WorkerEvent, ...]
     status: WorkerStatus
+    cache: CacheChanges | None = None  # None: nothing changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """What a worker's session (pdserve/worker_session.py) asks of a room, whichever role it plays.
 
-Two Protocols, no base class: PrefillWorker and DecodeWorker satisfy ``WorkerRole``; the session
-satisfies ``EventSink``. Everything is called on the event loop thread and returns at once.
+Protocols, no base class: PrefillWorker and DecodeWorker satisfy ``WorkerRole``, their prefix cache
+``CacheFeed``; the session satisfies ``EventSink``. Everything is called on the event loop thread
+and returns at once.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.messages import Hello, Peer, Submit, WorkerEvent
@@ -23,6 +25,32 @@ class EventSink(Protocol):
 
     def status_changed(self) -> None:
         """Report the status soon although nothing happened: a step without events has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDelta:
+    """Hashes of blocks (``BlockKey.hash``, 8 bytes each, joined) that came and that went.
+
+    ``is_reset``: these are the first of all there are; what was told before is void.
+    """
+
+    stored: bytes
+    evicted: bytes
+    is_reset: bool
+    has_more: bool  # another ``take`` has the rest
+
+
+class CacheFeed(Protocol):
+    """What changes in a worker's prefix cache, for one session."""
+
+    def take(self) -> CacheDelta | None:
+        """What was not told yet; None: nothing. The first one is a reset."""
+
+    def restart(self) -> None:
+        """The next ``take`` is a reset."""
+
+    def close(self) -> None:
+        """Nobody will take any more."""
 
 
 class WorkerRole(Protocol):
@@ -44,6 +72,9 @@ class WorkerRole(Protocol):
 
     def status(self) -> WorkerStatus:
         """``last_submit_seq`` is filled in by the session."""
+
+    def watch_cache(self) -> CacheFeed | None:
+        """A feed of the prefix cache; None: there is no cache."""
 
     def begin_drain(self) -> None:
         """Answer Busy from now on."""

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import NewType
 
 from pdserve.errors import InvalidRequest
+from pdserve.step_cost import StepCost
 
 RequestId = NewType("RequestId", str)
 TicketId = NewType("TicketId", str)
@@ -259,6 +260,7 @@ class WorkerStatus:
     draining: bool = False
     last_submit_seq: int = 0  # highest Submit number seen in this session
     cached_blocks: int = 0  # whose content a later prompt may start from; held or free
+    cost: StepCost = StepCost()  # of its steps, as it measures them; zeros: nothing known yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,12 @@ from pdserve.errors import IncompatibleWorker, PdserveError, ProtocolError, Work
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
 from pdserve.messages import (
+    CacheChanges,
     Cancel,
     Drain,
     Goodbye,
     Meet,
+    ResendCache,
     StepReport,
     Submit,
     Welcome,
@@ -161,6 +163,8 @@ class _Session:
         self._poke = asyncio.Event()
         self._heartbeat_s = 1.0
         self._last_submit_seq = 0
+        self._cache = role.watch_cache()
+        self._cache_seq = 0
         self._goodbye: Goodbye | None = None
         self._drain: Drain | None = None
         self._drain_asked = asyncio.Event()
@@ -177,6 +181,8 @@ class _Session:
     def end(self) -> None:
         self._ended = True
         self._outbox.clear()
+        if self._cache is not None:
+            self._cache.close()
         self._role.session_ended(self)
 
     async def greet(self) -> str | None:
@@ -231,6 +237,10 @@ class _Session:
                     case Drain() as drain:
                         self._drain = drain
                         self._drain_asked.set()
+                    case ResendCache():
+                        if self._cache is not None:
+                            self._cache.restart()
+                            self._poke.set()
                     case Welcome():
                         return "protocol error: second Welcome"
         except PdserveError as error:
@@ -246,12 +256,21 @@ class _Session:
                 events = tuple(self._outbox)
                 self._outbox.clear()
                 status = replace(self._role.status(), last_submit_seq=self._last_submit_seq)
-                await self._link.send(StepReport(events, status))
+                await self._link.send(StepReport(events, status, self._cache_changes()))
                 if goodbye is not None:
                     await self._link.send(goodbye)
                     return goodbye.reason
         except PdserveError as error:
             return _why_it_ended(error)
+
+    def _cache_changes(self) -> CacheChanges | None:
+        delta = None if self._cache is None else self._cache.take()
+        if delta is None:
+            return None
+        if delta.has_more:
+            self._poke.set()
+        self._cache_seq += 1
+        return CacheChanges(self._cache_seq, delta.stored, delta.evicted, delta.is_reset)
 
     async def _beat(self) -> None:
         while True:

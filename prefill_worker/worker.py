@@ -31,7 +31,8 @@ from pdserve.errors import (
 )
 from pdserve.log import event_log
 from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Peer, Submit
-from pdserve.roles import EventSink
+from pdserve.roles import CacheFeed, EventSink
+from pdserve.step_cost import StepCostEstimator
 from pdserve.tracing import Tracer
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
 from prefill_worker.admission import find_fault
@@ -75,6 +76,7 @@ class PrefillWorker:
         self._num_returning = 0  # ended, blocks still pinned by the running step or a sender
         self._num_admitted = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._costs = StepCostEstimator()
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -115,8 +117,12 @@ class PrefillWorker:
             total_blocks=self._pool.num_blocks,
             free_blocks=self._pool.num_free,
             cached_blocks=self._pool.num_stored,
+            cost=self._costs.cost,
             draining=self._draining,
         )
+
+    def watch_cache(self) -> CacheFeed | None:
+        return self._cache.watch()
 
     def begin_drain(self) -> None:
         self._draining = True
@@ -151,6 +157,8 @@ class PrefillWorker:
     def apply(
         self, rows: list[StepRow], results: list[SampledToken | None], timing: StepTiming
     ) -> None:
+        if len(rows) == 1:  # what several prompts cost together says little of one
+            self._costs.observe_chunk(rows[0].start, rows[0].end, timing.duration_s)
         for row, result in zip(rows, results, strict=True):
             leg = self._computed_by(row)
             if leg is not None:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from pdserve.clock import Clock
 from pdserve.errors import ProtocolError, UnknownMessage
 from pdserve.messages import (
+    CacheChanges,
     Cancel,
     Drain,
     FromWorker,
@@ -19,11 +20,13 @@ from pdserve.messages import (
     Hello,
     Meet,
     Peer,
+    ResendCache,
     StepReport,
     Submit,
     ToWorker,
     Welcome,
 )
+from pdserve.prefix_keys import HASH_BYTES
 from pdserve.rpc import codec_values as values
 from pdserve.rpc.codec_events import event_from_pb, event_to_pb
 from pdserve.types import RequestId, WorkerId
@@ -75,6 +78,8 @@ def encode_to_worker(message: ToWorker, clock: Clock) -> bytes:
             union = pb.ToWorker(drain=pb.Drain(grace_s=message.grace_s))
         case Meet():
             union = pb.ToWorker(meet=pb.Meet(peers=[_peer_to_pb(peer) for peer in message.peers]))
+        case ResendCache():
+            union = pb.ToWorker(resend_cache=pb.ResendCache())
     return union.SerializeToString()
 
 
@@ -96,6 +101,8 @@ def decode_to_worker(data: bytes, clock: Clock) -> ToWorker:
             return Drain(union.drain.grace_s)
         case "meet":
             return Meet(tuple(_peer_from_pb(peer) for peer in union.meet.peers))
+        case "resend_cache":
+            return ResendCache()
     raise UnknownMessage("ToWorker of an unknown kind")
 
 
@@ -166,6 +173,7 @@ def _report_to_pb(report: StepReport) -> pb.StepReport:
     return pb.StepReport(
         events=[event_to_pb(event) for event in report.events],
         status=values.status_to_pb(report.status),
+        cache=None if report.cache is None else _cache_to_pb(report.cache),
     )
 
 
@@ -174,4 +182,21 @@ def _report_from_pb(message: pb.StepReport) -> StepReport:
     return StepReport(
         events=tuple(event_from_pb(event) for event in message.events),
         status=values.status_from_pb(message.status),
+        cache=_cache_from_pb(message.cache) if message.HasField("cache") else None,
     )
+
+
+def _cache_to_pb(changes: CacheChanges) -> pb.CacheChanges:
+    return pb.CacheChanges(
+        seq=changes.seq,
+        stored=changes.stored,
+        evicted=changes.evicted,
+        is_reset=changes.is_reset,
+    )
+
+
+def _cache_from_pb(message: pb.CacheChanges) -> CacheChanges:
+    for name, hashes in (("stored", message.stored), ("evicted", message.evicted)):
+        if len(hashes) % HASH_BYTES:
+            raise ProtocolError(f"CacheChanges.{name}: {len(hashes)} bytes are no whole hashes")
+    return CacheChanges(message.seq, message.stored, message.evicted, message.is_reset)

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from pdserve.clock import Clock
 from pdserve.errors import InvalidRequest, ProtocolError
+from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.tracing import read_context
 from pdserve.types import (
     Attempt,
@@ -258,6 +259,7 @@ def status_to_pb(status: WorkerStatus) -> pb.WorkerStatus:
         draining=status.draining,
         last_submit_seq=status.last_submit_seq,
         cached_blocks=status.cached_blocks,
+        cost=_cost_to_pb(status.cost),
     )
 
 
@@ -278,4 +280,30 @@ def status_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
         draining=message.draining,
         last_submit_seq=message.last_submit_seq,
         cached_blocks=message.cached_blocks,
+        cost=_cost_from_pb(message.cost),
+    )
+
+
+def _cost_to_pb(cost: StepCost) -> pb.StepCost:
+    prefill, decode = cost.prefill, cost.decode
+    return pb.StepCost(
+        prefill_fixed_s=prefill.fixed_s,
+        prefill_per_token_s=prefill.per_token_s,
+        prefill_per_squared_token_s=prefill.per_squared_token_s,
+        decode_fixed_s=decode.fixed_s,
+        decode_per_sequence_s=decode.per_sequence_s,
+        decode_per_kv_token_s=decode.per_kv_token_s,
+    )
+
+
+def _cost_from_pb(message: pb.StepCost) -> StepCost:
+    return StepCost(
+        PrefillCost(
+            message.prefill_fixed_s,
+            message.prefill_per_token_s,
+            message.prefill_per_squared_token_s,
+        ),
+        DecodeCost(
+            message.decode_fixed_s, message.decode_per_sequence_s, message.decode_per_kv_token_s
+        ),
     )

@@ -18,18 +18,20 @@ class FromWorker(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step_report: _Optional[_Union[StepReport, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class ToWorker(_message.Message):
-    __slots__ = ("welcome", "submit", "cancel", "drain", "meet")
+    __slots__ = ("welcome", "submit", "cancel", "drain", "meet", "resend_cache")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     MEET_FIELD_NUMBER: _ClassVar[int]
+    RESEND_CACHE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     submit: Submit
     cancel: Cancel
     drain: Drain
     meet: Meet
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ...) -> None: ...
+    resend_cache: ResendCache
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., resend_cache: _Optional[_Union[ResendCache, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("router_id", "heartbeat_s")
@@ -83,6 +85,10 @@ class Peer(_message.Message):
     endpoints: _containers.RepeatedCompositeFieldContainer[_types_pb2.Endpoint]
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
 
+class ResendCache(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "model_name", "model_fingerprint", "layout", "limits", "endpoints", "device")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -108,12 +114,26 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., layout: _Optional[_Union[_types_pb2.KvLayout, _Mapping]] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("events", "status")
+    __slots__ = ("events", "status", "cache")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[WorkerEvent]
     status: _types_pb2.WorkerStatus
-    def __init__(self, events: _Optional[_Iterable[_Union[WorkerEvent, _Mapping]]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ...) -> None: ...
+    cache: CacheChanges
+    def __init__(self, events: _Optional[_Iterable[_Union[WorkerEvent, _Mapping]]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., cache: _Optional[_Union[CacheChanges, _Mapping]] = ...) -> None: ...
+
+class CacheChanges(_message.Message):
+    __slots__ = ("seq", "stored", "evicted", "is_reset")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    IS_RESET_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    stored: bytes
+    evicted: bytes
+    is_reset: bool
+    def __init__(self, seq: _Optional[int] = ..., stored: _Optional[bytes] = ..., evicted: _Optional[bytes] = ..., is_reset: _Optional[bool] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason",)

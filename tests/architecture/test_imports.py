@@ -34,7 +34,7 @@ _GRPC_HOMES = ("pdserve/rpc/*", "pdserve/v1/*", "kvtransfer/transports/grpc*")
 # Where each library may be imported. A library that is not here may not be imported at all.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("engine/*",),
-    "numpy": ("engine/*", "kvtransfer/*"),
+    "numpy": ("engine/*", "kvtransfer/*", "router/*"),
     "gguf": ("engine/modelfiles/*",),
     "huggingface_hub": ("engine/modelfiles/hub.py",),
     "safetensors": ("engine/modelfiles/*",),
@@ -45,7 +45,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "grpc_health": ("pdserve/rpc/*",),
     "grpc_reflection": ("pdserve/rpc/*",),
     "msgpack": ("kvtransfer/*",),
-    "xxhash": ("kvtransfer/*", "engine/prefix_keys.py"),
+    "xxhash": ("kvtransfer/*", "pdserve/prefix_keys.py"),
     "starlette": ("router/http/*",),
     "uvicorn": ("router/http/*",),
     "httptools": ("router/http/*", "cluster/batch/http_client.py"),

@@ -61,6 +61,7 @@ def strategy_of(hint: Any) -> st.SearchStrategy[Any]:
         int: COUNT,
         float: NUMBER,
         bool: st.booleans(),
+        bytes: st.binary(max_size=4).map(lambda data: data * 8),
         type(None): st.none(),
         SamplingParams: SAMPLING,
         Request: REQUEST,

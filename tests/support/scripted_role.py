@@ -17,7 +17,7 @@ from pdserve.messages import (
     ToWorker,
     Welcome,
 )
-from pdserve.roles import EventSink
+from pdserve.roles import CacheFeed, EventSink
 from pdserve.types import KVLayout, Leg, RequestId, Role, WorkerId, WorkerLimits, WorkerStatus
 from support.fake_engine import make_attempt
 
@@ -37,6 +37,7 @@ class FakeRole:
         self.cancels: list[tuple[RequestId, int, str]] = []
         self.ended_sinks: list[EventSink] = []
         self.draining = False
+        self.feed: CacheFeed | None = None
         self.empty = asyncio.Event()
 
     def submit(self, submit: Submit, sink: EventSink) -> None:
@@ -56,6 +57,9 @@ class FakeRole:
 
     def status(self) -> WorkerStatus:
         return WorkerStatus(step=len(self.submits), draining=self.draining)
+
+    def watch_cache(self) -> CacheFeed | None:
+        return self.feed
 
     def begin_drain(self) -> None:
         self.draining = True

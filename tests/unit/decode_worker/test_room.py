@@ -9,7 +9,7 @@ import pytest
 from decode_worker.room import ArrivalRoom
 from engine.block_pool import BlockPool
 from engine.prefix_cache import ContextClaim
-from engine.prefix_keys import PrefixKeys
+from pdserve.prefix_keys import PrefixKeys
 from support.fake_engine import make_attempt
 
 

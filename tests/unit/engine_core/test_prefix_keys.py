@@ -7,7 +7,7 @@ import struct
 import pytest
 import xxhash
 
-from engine.prefix_keys import KeyChain, PrefixKeys
+from pdserve.prefix_keys import KeyChain, PrefixKeys
 
 TOKENS = list(range(100, 112))
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.block_pool import BlockPool
 from engine.prefix_cache import ContextClaim, PrefixCache
-from engine.prefix_keys import PrefixKeys
 from engine.sequence import Sequence
+from pdserve.prefix_keys import PrefixKeys
 from support.fake_engine import make_attempt
 
 NUM_BLOCKS = 7

@@ -14,9 +14,9 @@ import pytest
 from engine.chunking import next_chunk_len
 from engine.model_runner import ModelRunner
 from engine.prefix_cache import PrefixCache
-from engine.prefix_keys import PrefixKeys
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
+from pdserve.prefix_keys import PrefixKeys
 from pdserve.prepared import PreparedModel
 from pdserve.types import SamplingParams
 from support.fake_engine import make_attempt

@@ -11,6 +11,7 @@ from pdserve.clock import ManualClock
 from pdserve.links import link_pair
 from pdserve.messages import (
     Admitted,
+    CacheChanges,
     Cancel,
     Drain,
     Ended,
@@ -19,9 +20,11 @@ from pdserve.messages import (
     Meet,
     Met,
     Peer,
+    ResendCache,
     StepReport,
     ToWorker,
 )
+from pdserve.roles import CacheDelta
 from pdserve.types import Leg, RequestId, WorkerId, WorkerStatus
 from pdserve.worker_session import serve_session
 from support.scripted_role import HELLO, WELCOME, FakeRole, submit_message
@@ -181,3 +184,46 @@ async def test_leave_says_goodbye() -> None:
     while not isinstance(await session.receive(), Goodbye):
         pass
     assert await session.reason() == "worker stops"
+
+
+class ScriptedFeed:
+    """Gives what it is told to give."""
+
+    def __init__(self, *deltas: CacheDelta) -> None:
+        self.deltas = list(deltas)
+        self.num_restarts = 0
+        self.closed = False
+
+    def take(self) -> CacheDelta | None:
+        return self.deltas.pop(0) if self.deltas else None
+
+    def restart(self) -> None:
+        self.num_restarts += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_cache_changes_are_numbered_and_told_again_when_asked() -> None:
+    feed = ScriptedFeed(
+        CacheDelta(b"a" * 8, b"", True, True), CacheDelta(b"b" * 8, b"", False, False)
+    )
+    role = FakeRole()
+    role.feed = feed
+    worker, router = link_pair()
+    task = asyncio.create_task(serve_session(worker, role, ManualClock()))
+    async with asyncio.timeout(10):
+        await router.receive()
+        await router.send(WELCOME)
+        reports = [await router.receive() for _ in range(2)]
+        feed.deltas.append(CacheDelta(b"", b"c" * 8, True, False))
+        await router.send(ResendCache())
+        reports.append(await router.receive())
+        await router.close()
+        await task
+    assert [report.cache for report in reports if isinstance(report, StepReport)] == [
+        CacheChanges(1, b"a" * 8, b"", True),
+        CacheChanges(2, b"b" * 8, b"", False),
+        CacheChanges(3, b"", b"c" * 8, True),
+    ]
+    assert (feed.num_restarts, feed.closed) == (1, True)

@@ -4,8 +4,8 @@
     digest[i] = xxh3_128(digest[i - 1], token ids of block i)
 
 Equal keys mean equal tokens from the start, model, dtype and salt, hence equal KV (kernels do not
-depend on how a context was cut; docs/architecture.md). Every worker and, later, the router make the
-same digests. Chained block hashes: vLLM's automatic prefix caching, SGLang's RadixAttention
+depend on how a context was cut; docs/architecture.md). Every worker and the router make the same
+digests. Chained block hashes: vLLM's automatic prefix caching, SGLang's RadixAttention
 (arXiv 2312.07104) keeps a tree instead. XXH3 is not cryptographic, so a key carries the block's own
 token ids and equality compares them too; a digest alone proves nothing to a tenant who wants it to.
 
@@ -23,9 +23,17 @@ import xxhash
 _VERSION = b"pdserve-prefix-1"
 
 
+HASH_BYTES = 8
+
+
 class BlockKey(NamedTuple):
     digest: bytes  # 16 bytes
     token_bytes: bytes  # the block's own token ids, 4 bytes little-endian each
+
+    @property
+    def hash(self) -> bytes:
+        """What workers and routers call it between them: a hint, which proves nothing."""
+        return self.digest[:HASH_BYTES]
 
 
 class KeyChain:
@@ -43,10 +51,13 @@ class KeyChain:
 
         ``token_ids`` begins with what it was at earlier calls; nothing is hashed twice.
         """
-        size = self._block_size
-        for index in range(len(self._keys), num_blocks):
-            block = token_ids[index * size : (index + 1) * size]
-            token_bytes = struct.pack(f"<{size}I", *block)
+        num_known, size = len(self._keys), self._block_size
+        if num_known >= num_blocks:
+            return self._keys
+        new_ids = token_ids[num_known * size : num_blocks * size]
+        packed, num_bytes = struct.pack(f"<{len(new_ids)}I", *new_ids), 4 * size
+        for start in range(0, len(packed), num_bytes):
+            token_bytes = packed[start : start + num_bytes]
             self._digest = xxhash.xxh3_128_digest(self._digest + token_bytes)
             self._keys.append(BlockKey(self._digest, token_bytes))
         return self._keys
