@@ -83,7 +83,8 @@ class Dispatcher:
         missing: dict[bool, Unplaced] = {}
         for flight in self._queue:
             demand = flight.demand()
-            if demand.redeem_at is None and demand.needs_decode in missing:
+            placed = demand.redeem_at or demand.share_at
+            if placed is None and demand.needs_decode in missing:
                 yield flight, missing[demand.needs_decode]
                 continue
             decision = self._decide(demand, views)

@@ -62,13 +62,22 @@ class FlightState(StrEnum):
 
 class Flight:
     def __init__(
-        self, request: Request, arrival: int, ledger: Ledger, *, max_redispatches: int
+        self,
+        request: Request,
+        arrival: int,
+        ledger: Ledger,
+        *,
+        max_redispatches: int,
+        follows: Flight | None = None,
     ) -> None:
+        """``follows``: an answer to the same prompt, whose KV this one shares."""
         self.request = request
         self.arrival = arrival
         self.ledger = ledger
         self.state = FlightState.QUEUED
         self.epoch = 0  # of the latest dispatch
+        self.kv_at: WorkerRef | None = None  # the decode worker that had the prompt's KV last
+        self._follows = follows
         self._legs = OpenLegs()
         self._retries = Retries(max_redispatches)
         self._generated: list[int] = []
@@ -94,7 +103,13 @@ class Flight:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_ids)
+        """Those that are to be computed for it alone, as far as can be foreseen."""
+        return 0 if self.shares else len(self.request.prompt_ids)
+
+    @property
+    def shares(self) -> bool:
+        """Whether another request computes its prompt."""
+        return self._follows is not None
 
     @property
     def has_ticket(self) -> bool:
@@ -115,6 +130,8 @@ class Flight:
             num_context_tokens=len(self.request.prompt_ids) + len(self._forced_ids),
             needs_decode=True,
             redeem_at=held.worker,
+            waits=False,
+            share_at=None,
         )
 
     def fresh_demand(self) -> Demand:
@@ -126,7 +143,14 @@ class Flight:
             max_total_tokens=num_prompt + max_tokens,
             needs_decode=max_tokens - num_generated > 1,
             avoid=self._retries.avoid,
+            waits=self._waits_for_other(),
+            share_at=None if self._follows is None else self._follows.kv_at,
+            num_shared_tokens=num_prompt,
         )
+
+    def _waits_for_other(self) -> bool:
+        other = self._follows
+        return other is not None and other.kv_at is None and other.state is not FlightState.ENDED
 
     # --- dispatch -----------------------------------------------------------------------------
 
@@ -225,6 +249,7 @@ class Flight:
         self.ledger.prefill_measured(epoch, event.timing)
         if leg.leg is Leg.COLOCATED and self.state is FlightState.DISPATCHED:
             self.state = FlightState.COMMITTED
+            self.kv_at = worker
         elif self.state is FlightState.DISPATCHED:
             self.state = FlightState.PREFILLED
             if self._decode_ended and self._legs.decode is not None:
@@ -266,6 +291,7 @@ class Flight:
         if self._legs.find(worker, event.epoch, Leg.DECODE) is None:
             return []
         self.state = FlightState.COMMITTED
+        self.kv_at = worker
         self._ticket = None
         self.ledger.committed(now_s, event.timing)
         return [ClearPair(self._pair)] if self._pair is not None else []

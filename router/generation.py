@@ -37,8 +37,13 @@ class TokenService(Protocol):
     @property
     def model(self) -> ModelInfo: ...
 
-    def start(self, request: Request, *, tokenize_s: float = 0.0) -> Generation:
+    def start(
+        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+    ) -> Generation:
         """Queue a request.
+
+        ``follows``: a request under way with the same prompt, which is computed and shipped for
+        both; this one shares its KV.
 
         Raises:
             InvalidRequest: a token id or a length is out of the model's range.

@@ -74,7 +74,7 @@ def pair_submits(
 
 
 def colocated_submits(attempt: Attempt, choice: Colocated) -> list[SubmitLeg]:
-    num_tokens = attempt.num_context_tokens
+    num_tokens = attempt.num_context_tokens - choice.num_shared_tokens
     return [SubmitLeg(choice.worker, Leg.COLOCATED, attempt, None, num_tokens + 1, num_tokens)]
 
 

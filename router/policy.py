@@ -62,7 +62,9 @@ class Demand:
     """What one request needs next.
 
     ``avoid`` names workers it failed on: taken only when no other has room. ``redeem_at`` is the
-    prefill worker that still holds its KV.
+    prefill worker that still holds its KV. ``waits``: another answer to the same prompt is being
+    computed; ``share_at`` is then the decode worker that has the prompt's KV, of which
+    ``num_shared_tokens`` at most can be shared.
     """
 
     num_context_tokens: int
@@ -70,6 +72,9 @@ class Demand:
     needs_decode: bool = True
     avoid: frozenset[WorkerId] = frozenset()
     redeem_at: WorkerRef | None = None
+    waits: bool = False
+    share_at: WorkerRef | None = None
+    num_shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Colocated:
+    """All of it on a decode worker, which has the KV of ``num_shared_tokens`` already."""
+
     worker: WorkerRef
+    num_shared_tokens: int = 0
 
 
 class Waiting(StrEnum):
@@ -100,6 +108,7 @@ class Waiting(StrEnum):
     TOO_LARGE = "larger than every worker"
     PREFILL_BUSY = "prefill workers have enough to do"
     DECODE_FULL = "decode workers are full"
+    OTHER_ANSWER = "another answer to the same prompt comes first"
     BARRED = "the workers with room cannot reach each other"
 
     @property
@@ -131,6 +140,10 @@ def place(
 
     ``barred`` holds (prefill, decode) pairs that lately could not move KV.
     """
+    if demand.waits:
+        return Unplaced(Waiting.OTHER_ANSWER)
+    if (shared := _beside_the_other(demand, workers, limits)) is not None:
+        return shared
     if limits.colocated:
         return _place_colocated(demand, _usable(workers, Role.DECODE, limits), limits)
     prefills = _usable(workers, Role.PREFILL, limits)
@@ -181,6 +194,22 @@ def fits_empty(view: WorkerView, demand: Demand) -> bool:
         demand.max_total_tokens <= view.limits.max_model_len
         and view.num_blocks(demand.max_total_tokens) <= view.limits.total_blocks
     )
+
+
+def _beside_the_other(
+    demand: Demand, workers: Sequence[WorkerView], limits: PolicyLimits
+) -> Colocated | None:
+    """Where another answer to the prompt has brought its KV, if there is room for this one too."""
+    for view in _usable(workers, Role.DECODE, limits):
+        if view.ref != demand.share_at or view.ref.worker_id in demand.avoid:
+            continue
+        shared = min(demand.num_shared_tokens, demand.num_context_tokens - 1)
+        shared -= shared % view.block_size  # whole blocks, and not the token that is sampled from
+        own_blocks = view.num_blocks(demand.num_context_tokens + 1 - shared)
+        fits = fits_empty(view, demand) and view.num_legs < view.limits.max_running
+        if fits and not view.blocked and own_blocks <= view.free_blocks:
+            return Colocated(view.ref, shared)
+    return None
 
 
 def _usable(workers: Iterable[WorkerView], role: Role, limits: PolicyLimits) -> list[WorkerView]:

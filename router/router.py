@@ -22,7 +22,7 @@ from pdserve.errors import (
 )
 from pdserve.links import RouterLink
 from pdserve.log import event_log
-from pdserve.messages import FirstToken, LegEvent, Tokens
+from pdserve.messages import Committed, FirstToken, LegEvent, Tokens
 from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, Role
 from router import admission
 from router.actions import (
@@ -87,7 +87,9 @@ class Router:
         """``max_model_len`` is the longest context that the joined workers can take."""
         return self._servable
 
-    def start(self, request: Request, *, tokenize_s: float = 0.0) -> TokenStream:
+    def start(
+        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+    ) -> TokenStream:
         """See TokenService.start."""
         if self._draining:
             raise ShuttingDown("the router is shutting down")
@@ -97,9 +99,12 @@ class Router:
         admission.check_deadline(request, now_s, wait_s)
         request = replace(request, request_id=self._unused_id(request.request_id))
         ledger = Ledger(now_s, tokenize_s, len(request.prompt_ids))
+        leader = None if follows is None else self._entries.get(follows)
         flight = Flight(
-            request, next(self._arrivals), ledger, max_redispatches=self._config.max_redispatches
-        )
+            request, next(self._arrivals), ledger,
+            max_redispatches=self._config.max_redispatches,
+            follows=None if leader is None else leader.flight,
+        )  # fmt: skip
         self._queue.add(flight, admission.retry_after_s(wait_s))
         return self._take_on(flight).stream
 
@@ -159,9 +164,11 @@ class Router:
         entry = self._entries.get(_request_of(event))
         if entry is None:
             return
-        if isinstance(event, FirstToken):
+        if isinstance(event, FirstToken) and not entry.flight.shares:
             self._speed.observe(len(entry.flight.request.prompt_ids), event.timing.compute_s)
         self._apply(entry, entry.flight.receive(session.ref, event, self._clock.now()))
+        if isinstance(event, (Committed, FirstToken)):
+            self._wake()  # other answers to the prompt may share its KV now
 
     def worker_lost(self, session: WorkerSession, end: SessionEnd) -> None:
         now_s, cause = self._clock.now(), str(end.error)

@@ -5,8 +5,7 @@
 
 Stop strings live here: a match cancels the generation underneath, drops the match and what follows,
 and ends the text normally. So do the service's request metrics, since only here a stop string can
-be told from a cancellation. This module does not know HTTP, gRPC, workers or queues. Not covered:
-several answers to one prompt.
+be told from a cancellation. This module does not know HTTP, gRPC, workers or queues.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from router.text_job import (
     TokenPrompt,
     TokenText,
     new_request_id,
+    seed_of_answer,
 )
 from router.tokenizer import TextModel
 
@@ -101,16 +101,24 @@ class TextService:
     ) -> tuple[TextGeneration, ...]:
         """The prompts of one request: all are encoded and checked before the first is queued.
 
+        A job whose ``answer_index`` is above 0 is another answer to the prompt before it.
+
         Raises:
             As ``start``, for the first that is refused; then none of them runs.
         """
         started_s = self._clock.now()
         generations: list[TextGeneration] = []
+        first: Generation | None = None  # of the answers to one prompt
         try:
-            requests = [self._request(job, await self._encode(job), started_s) for job in jobs]
+            requests = await self._requests(jobs, started_s)
             for job, request in zip(jobs, requests, strict=True):
                 tokenize_s = self._clock.now() - started_s
-                tokens = self._tokens.start(request, tokenize_s=tokenize_s)
+                tokens = self._tokens.start(
+                    request,
+                    tokenize_s=tokenize_s,
+                    follows=first.request_id if first and job.answer_index else None,
+                )
+                first = first if job.answer_index else tokens
                 face = FaceTiming(self._clock, started_s, receive_s)
                 generations.append(self._generation(tokens, request, job, face))
         except PdserveError as error:
@@ -119,6 +127,19 @@ class TextService:
             self._metrics.count_refused(error.code)
             raise
         return tuple(generations)
+
+    async def _requests(self, jobs: Sequence[TextJob], started_s: float) -> list[Request]:
+        """One for each job; each prompt is encoded once, however many answers it gets."""
+        requests: list[Request] = []
+        prompt_ids: tuple[int, ...] = ()
+        seed = 0
+        for job in jobs:
+            if not job.answer_index:
+                prompt_ids = await self._encode(job)
+                seed = secrets.randbits(63) if job.seed is None else job.seed
+            own_seed = seed_of_answer(seed, job.answer_index)
+            requests.append(self._request(job, prompt_ids, own_seed, started_s))
+        return requests
 
     def _generation(
         self, tokens: Generation, request: Request, job: TextJob, face: FaceTiming
@@ -139,7 +160,9 @@ class TextService:
             case TokenPrompt(token_ids):
                 return token_ids
 
-    def _request(self, job: TextJob, prompt_ids: tuple[int, ...], started_s: float) -> Request:
+    def _request(
+        self, job: TextJob, prompt_ids: tuple[int, ...], seed: int, started_s: float
+    ) -> Request:
         model = self._tokens.model
         _check_prompt(prompt_ids, model, job.prompt_field)
         room = model.max_model_len - len(prompt_ids)
@@ -150,7 +173,6 @@ class TextService:
                 f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones are "
                 f"{len(prompt_ids) + max_tokens}, more than the context of {model.max_model_len}",
             )
-        seed = secrets.randbits(63) if job.seed is None else job.seed
         sampling = replace(job.sampling, max_tokens=max_tokens, seed=seed)
         check_token_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
         bias_ids = tuple(token_id for token_id, _ in sampling.logit_bias)

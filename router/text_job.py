@@ -1,7 +1,7 @@
 """What a face (HTTP, gRPC) asks of the text service, and what it gets back piece by piece.
 
 Frozen values only; text_generation.py works with them. Several prompts of one request are several
-jobs. Not covered: several answers to one prompt.
+jobs, and so are several answers to one prompt.
 """
 
 from __future__ import annotations
@@ -41,6 +41,20 @@ class ChatPrompt:
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
+_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)
+_MASK = 2**64 - 1
+
+
+def seed_of_answer(seed: int, answer_index: int) -> int:
+    """The seed of one of several answers: the request's own for the first, so that it is the same
+    however many there are; a SplitMix64 step away for each other."""
+    if not answer_index:
+        return seed
+    mixed = (seed + answer_index * _GOLDEN) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (mixed ^ (mixed >> 31)) >> 1
+
 
 def new_request_id() -> RequestId:
     return RequestId(f"req-{uuid4().hex}")
@@ -54,7 +68,8 @@ class TextJob:
     one is drawn. Both take the place of the fields of that name in ``sampling``, whose own values
     are not looked at. ``timeout_s`` runs from the moment the job is started. An empty
     ``request_id`` gets a new one. ``prompt_index`` is the place of the prompt where one request has
-    several, so that a fault can name it.
+    several, so that a fault can name it. ``answer_index`` counts the answers to one prompt: all but
+    the first share its prompt's KV and draw from a seed of their own.
     """
 
     prompt: Prompt
@@ -66,6 +81,7 @@ class TextJob:
     timeout_s: float | None = None
     request_id: RequestId = RequestId("")
     prompt_index: int | None = None
+    answer_index: int = 0
     cache_salt: str = ""
     traceparent: str = ""  # of the client's span, checked; "": none
 

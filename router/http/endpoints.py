@@ -54,7 +54,7 @@ _Body = TypeVar("_Body", bound=GenerationRequest)
 
 @dataclass(frozen=True, slots=True)
 class ReplyContext(Generic[_Body]):
-    """What a reply to one prompt is made from."""
+    """What one answer's reply is made from."""
 
     index: int
     body: _Body
@@ -87,7 +87,8 @@ def _completion_reply(context: ReplyContext[CompletionRequest]) -> CompletionRep
                 echo = text
             case TokenPrompt(token_ids):
                 echo = context.text.decode(token_ids)
-    return CompletionReply(context.index, num_logprobs=context.num_logprobs, echo=echo)
+    # As asked for: those that best_of is chosen by are not told.
+    return CompletionReply(context.index, num_logprobs=context.body.logprobs, echo=echo)
 
 
 def _chat_reply(context: ReplyContext[ChatRequest]) -> ChatReply:
@@ -146,21 +147,28 @@ class GenerationEndpoint(Generic[_Body]):
         except PdserveError as error:
             await send_error(error, send)
             return
+        options = reply_options(body, timing_header=headers.get("x-pdserve-timing") == "1")
         answer = Answer(
-            self._choices(body, jobs, generations),
+            self._choices(body, jobs, generations, options.num_answers),
             self._frame(request_id),
-            reply_options(body, timing_header=headers.get("x-pdserve-timing") == "1"),
+            options,
         )
         await self._answer(answer, receive, send)
 
     def _choices(
-        self, body: _Body, jobs: tuple[TextJob, ...], generations: tuple[TextGeneration, ...]
+        self,
+        body: _Body,
+        jobs: tuple[TextJob, ...],
+        generations: tuple[TextGeneration, ...],
+        num_answers: int,
     ) -> tuple[Choice, ...]:
         text = self._service.text_model
-        return tuple(
-            Choice(generation, self._kind.reply(ReplyContext(i, body, job, generation, text)))
-            for i, (job, generation) in enumerate(zip(jobs, generations, strict=True))
-        )
+        choices: list[Choice] = []
+        for job, generation in zip(jobs, generations, strict=True):
+            index = (job.prompt_index or 0) * num_answers + job.answer_index
+            reply = self._kind.reply(ReplyContext(index, body, job, generation, text))
+            choices.append(Choice(generation, reply, job.answer_index))
+        return tuple(choices)
 
     def _frame(self, request_id: RequestId) -> Frame:
         kind, model = self._kind, self._service.model.name

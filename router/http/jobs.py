@@ -1,8 +1,7 @@
 """From a decoded request body to its TextJobs, one for each prompt: defaults and meaning.
 
 This module does not know sockets, streams or the model's limits (the text service checks those).
-Not covered: several answers to a prompt, tools, response formats other than text; each is refused
-by name (refusals.py).
+Not covered: tools, response formats other than text; each is refused by name (refusals.py).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from router.text_job import MAX_TIMEOUT_S, ChatPrompt, Prompt, TextJob, TextProm
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 MAX_PROMPTS = 128  # of one request
+MAX_ANSWERS = 128  # of one request, to all its prompts
 _NO_LIMIT = 2**31 - 1  # stands in for max_tokens until the text service knows the real one
 _MAX_ID_DIGITS = 10
 _SEED_MASK = 2**63 - 1
@@ -27,12 +27,13 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """How the client wants the answer told."""
+    """How the client wants the answer told. ``num_answers``: to each prompt."""
 
     stream: bool
     include_usage: bool
     continuous_usage: bool
     timing: bool
+    num_answers: int = 1
 
 
 def reply_options(body: GenerationRequest, *, timing_header: bool) -> ReplyOptions:
@@ -42,6 +43,7 @@ def reply_options(body: GenerationRequest, *, timing_header: bool) -> ReplyOptio
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
         timing=bool(body.pdserve_timing) or timing_header,
+        num_answers=_num_told(body),
     )
 
 
@@ -59,13 +61,15 @@ def completion_jobs(body: CompletionRequest, request_id: RequestId) -> tuple[Tex
     if num_logprobs is not None:
         _check_num_logprobs("logprobs", num_logprobs)
     prompts = _prompts(body.prompt)
+    num_answers = _num_computed(body)
+    if num_answers > _num_told(body) and num_logprobs is None:
+        num_logprobs = 0  # to choose by
     first = _job(body, prompts[0], max_tokens, num_logprobs, request_id)
-    if len(prompts) == 1:
-        return (first,)
-    return tuple(
-        replace(first, prompt=prompt, prompt_index=i, request_id=RequestId(f"{request_id}-{i}"))
-        for i, prompt in enumerate(prompts)
-    )
+    if len(prompts) > 1:
+        jobs = [replace(first, prompt=prompt, prompt_index=i) for i, prompt in enumerate(prompts)]
+    else:
+        jobs = [first]
+    return _with_answers(jobs, num_answers)
 
 
 def chat_jobs(body: ChatRequest, request_id: RequestId) -> tuple[TextJob, ...]:
@@ -74,7 +78,44 @@ def chat_jobs(body: ChatRequest, request_id: RequestId) -> tuple[TextJob, ...]:
     given = body.max_completion_tokens
     max_tokens = body.max_tokens if given is None else given
     prompt = ChatPrompt(chat_messages(body.messages))
-    return (_job(body, prompt, max_tokens, _chat_logprobs(body), request_id),)
+    job = _job(body, prompt, max_tokens, _chat_logprobs(body), request_id)
+    return _with_answers([job], _num_told(body))
+
+
+def _num_told(body: GenerationRequest) -> int:
+    """Answers to each prompt that the client gets."""
+    num_answers = 1 if body.n is None else body.n
+    if not 1 <= num_answers <= MAX_ANSWERS:
+        raise InvalidRequest("n", f"must lie in [1, {MAX_ANSWERS}], not {num_answers}")
+    return num_answers
+
+
+def _num_computed(body: CompletionRequest) -> int:
+    """Answers to each prompt that are generated, for the best of them to be told."""
+    num_told = _num_told(body)
+    if body.best_of is None:
+        return num_told
+    if not num_told <= body.best_of <= MAX_ANSWERS:
+        raise InvalidRequest(
+            "best_of", f"must lie in [n = {num_told}, {MAX_ANSWERS}], not {body.best_of}"
+        )
+    refuse("best_of", bool(body.stream) and body.best_of > num_told,
+           "above n cannot be streamed: the best are known at the end")  # fmt: skip
+    return body.best_of
+
+
+def _with_answers(jobs: list[TextJob], num_answers: int) -> tuple[TextJob, ...]:
+    """``num_answers`` to each, side by side, each with an id of its own where there are several."""
+    if len(jobs) * num_answers > MAX_ANSWERS:
+        raise InvalidRequest(
+            "n", f"{num_answers} answers to each of {len(jobs)} prompts are more than {MAX_ANSWERS}"
+        )
+    if len(jobs) * num_answers == 1:
+        return tuple(jobs)
+    answers = [replace(job, answer_index=j) for job in jobs for j in range(num_answers)]
+    return tuple(
+        replace(job, request_id=RequestId(f"{job.request_id}-{i}")) for i, job in enumerate(answers)
+    )
 
 
 def _job(

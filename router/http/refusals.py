@@ -41,7 +41,6 @@ _UNSUPPORTED_IN_CHAT = {
 def check_common(body: GenerationRequest) -> None:
     """Raises InvalidRequest naming the first field that cannot be honoured."""
     _refuse_given(body, _UNSUPPORTED)
-    refuse("n", body.n not in (None, 1), "only 1 is supported")
     wanted = body.response_format
     refuse(
         "response_format.type",
@@ -55,7 +54,6 @@ def check_completion(body: CompletionRequest) -> None:
     """As ``check_common``, for what only this endpoint has."""
     check_common(body)
     refuse("suffix", bool(body.suffix), "is not supported: text is only ever continued")
-    refuse("best_of", body.best_of not in (None, 1), "only 1 is supported")
     refuse(
         "add_special_tokens",
         body.add_special_tokens is False,

@@ -62,7 +62,8 @@ class Extras:
     """What goes beside the choices, if anything."""
 
     usage: Usage | None = None
-    timings: tuple[RequestTiming, ...] = ()  # of one prompt or of all, in their order
+    timings: tuple[RequestTiming, ...] = ()  # of one answer or of all, in their order
+    several: str = "prompts"  # what several timings are of
 
 
 class Reply(Protocol):
@@ -101,16 +102,16 @@ class Frame:
             model=self.model,
             choices=choices,
             usage=UNSET if extras.usage is None else extras.usage,
-            pdserve=ledgers(extras.timings) if extras.timings else UNSET,
+            pdserve=ledgers(extras) if extras.timings else UNSET,
         )
         return msgspec.json.encode(envelope)
 
 
-def ledgers(timings: tuple[RequestTiming, ...]) -> dict[str, Any]:
-    """The ledger of the only prompt, or under ``prompts`` those of several."""
-    if len(timings) == 1:
-        return ledger(timings[0])
-    return {"prompts": [ledger(timing) for timing in timings]}
+def ledgers(extras: Extras) -> dict[str, Any]:
+    """The ledger of the only answer, or under ``prompts`` or ``answers`` those of several."""
+    if len(extras.timings) == 1:
+        return ledger(extras.timings[0])
+    return {extras.several: [ledger(timing) for timing in extras.timings]}
 
 
 def ledger(timing: RequestTiming) -> dict[str, Any]:

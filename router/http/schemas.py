@@ -73,8 +73,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     pdserve_timing: bool | None = None
     pdserve_timeout_s: float | None = None
-    # refused unless they ask for what is done anyway
     n: int | None = None
+    # refused unless they ask for what is done anyway
     response_format: ResponseFormat | None = None
     structured_outputs: Any = None
     guided_json: Any = None
@@ -96,8 +96,8 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
-    # refused unless they ask for what is done anyway
     best_of: int | None = None
+    # refused unless they ask for what is done anyway
     suffix: str | None = None
     add_special_tokens: bool | None = None
 

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import msgspec
 from starlette.types import Message, Send
 
 from pdserve.errors import PdserveError
@@ -42,15 +43,19 @@ class StalledReader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A generation under way and how it is told."""
+    """A generation under way and how it is told. ``answer_index``: among those to its prompt."""
 
     generation: TextGeneration
     reply: Reply
+    answer_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request gets, in order of its prompts, and how its client wants it told."""
+    """What one request gets, in order of its prompts, and how its client wants it told.
+
+    The answers to one prompt lie side by side; their prompt is counted once.
+    """
 
     choices: tuple[Choice, ...]
     frame: Frame
@@ -59,15 +64,17 @@ class Answer:
     def extras(self, *, usage: bool, timing: bool) -> Extras:
         """Of all choices together."""
         generations = [choice.generation for choice in self.choices]
+        firsts = [choice.generation for choice in self.choices if not choice.answer_index]
         return Extras(
             usage_of(
-                sum(generation.num_prompt_tokens for generation in generations),
+                sum(generation.num_prompt_tokens for generation in firsts),
                 sum(generation.num_completion_tokens for generation in generations),
-                sum(generation.num_cached_tokens for generation in generations),
+                sum(generation.num_cached_tokens for generation in firsts),
             )
             if usage
             else None,
             tuple(generation.timing for generation in generations) if timing else (),
+            "prompts" if len(firsts) == len(generations) else "answers",
         )
 
     def cancel(self, reason: str) -> None:
@@ -87,7 +94,7 @@ async def send_whole(answer: Answer, send: Send) -> None:
     except PdserveError as error:
         await send_error(error, send)
         return
-    told = [choice.reply.whole(texts[id(choice)].piece()) for choice in answer.choices]
+    told = _told(answer, [texts[id(choice)] for choice in answer.choices])
     body = answer.frame.whole(told, answer.extras(usage=True, timing=answer.options.timing))
     await send_json(send, 200, body, [])
 
@@ -146,8 +153,35 @@ class _WholeText:
         self.logprobs.extend(delta.logprobs)
         self.finish_reason = delta.finish_reason
 
+    def mean_logprob(self) -> float:
+        """Of a token; only of a text with log probabilities."""
+        return sum(entry.chosen.logprob for entry in self.logprobs) / len(self.logprobs)
+
     def piece(self) -> Piece:
         return Piece("".join(self.texts), tuple(self.logprobs), self.finish_reason)
+
+
+def _told(answer: Answer, texts: list[_WholeText]) -> list[msgspec.Struct]:
+    """The answers in their places; of more than the client gets, the likeliest, best first."""
+    num_answers, groups = answer.options.num_answers, _groups(answer.choices)
+    told: list[msgspec.Struct] = []
+    for group in groups:
+        found = [texts[position] for position in group]
+        if len(found) > num_answers:
+            found.sort(key=_WholeText.mean_logprob, reverse=True)
+        for position, text in zip(group[:num_answers], found, strict=False):
+            told.append(answer.choices[position].reply.whole(text.piece()))
+    return told
+
+
+def _groups(choices: tuple[Choice, ...]) -> list[list[int]]:
+    """Positions of the answers to each prompt."""
+    groups: list[list[int]] = []
+    for position, choice in enumerate(choices):
+        if not choice.answer_index:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
 
 
 class _EventStream:

@@ -97,6 +97,7 @@ class Script:
     resume: asyncio.Event = field(default_factory=asyncio.Event)
     fail_at: int | None = None
     error: PdserveError | None = None
+    logprob: float = -0.5  # of every chosen token
 
 
 def script(text: str | bytes, **settings: object) -> Script:
@@ -116,6 +117,7 @@ class ScriptedTokens:
         self.model = ModelInfo(MODEL_NAME, "f", VOCAB_SIZE, max_model_len, (END,))
         self.requests: list[Request] = []
         self.tokenize_s: list[float] = []
+        self.follows: list[RequestId | None] = []
         self.cancels: list[tuple[RequestId, str]] = []
         self.cancelled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -123,12 +125,15 @@ class ScriptedTokens:
         self.num_events_made = 0
         self._scripts = list(scripts)
 
-    def start(self, request: Request, *, tokenize_s: float = 0.0) -> ScriptedGeneration:
+    def start(
+        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+    ) -> ScriptedGeneration:
         current = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         if current.error is not None and current.fail_at is None:
             raise current.error
         self.requests.append(request)
         self.tokenize_s.append(tokenize_s)
+        self.follows.append(follows)
         self.num_running += 1
         return ScriptedGeneration(self, current, request)
 
@@ -194,7 +199,9 @@ class ScriptedGeneration:
         num_top = self._request.sampling.num_logprobs
         if num_top is None:
             return None
-        return TokenLogprobs(-0.5, tuple((65 + rank, -1.0 - rank) for rank in range(num_top)))
+        return TokenLogprobs(
+            self._script.logprob, tuple((65 + rank, -1.0 - rank) for rank in range(num_top))
+        )
 
     def _end(self) -> None:
         if not self._ended:

@@ -144,6 +144,7 @@ class Trio:
         *,
         deadline_s: float | None = None,
         cache_salt: str = "",
+        follows: TokenStream | None = None,
     ) -> TokenStream:
         self._num_requests += 1
         if deadline_s is not None:
@@ -152,7 +153,7 @@ class Trio:
             RequestId(f"r{self._num_requests}"), tuple(prompt_ids), sampling,
             deadline_s=deadline_s, cache_salt=cache_salt,
         )  # fmt: skip
-        return self.router.start(request)
+        return self.router.start(request, follows=follows and follows.request_id)
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, *, cache_salt: str = ""

@@ -223,3 +223,60 @@ def test_what_holds_up_others_and_what_starves() -> None:
         Waiting.NO_DECODE_WORKER,
         Waiting.TOO_LARGE,
     }
+
+
+SHARING = replace(DEMAND, share_at=ref("D1"), num_shared_tokens=30)
+
+
+@pytest.mark.parametrize(
+    ("demand", "workers", "expected"),
+    [
+        pytest.param(
+            SHARING, [view("P1"), view("D1", free_blocks=12), view("D2")],
+            Colocated(ref("D1"), 20), id="beside the other, but for the block it samples from",
+        ),
+        pytest.param(
+            replace(SHARING, num_context_tokens=31), [view("P1"), view("D1")],
+            Colocated(ref("D1"), 30), id="the whole prompt, where tokens follow it",
+        ),
+        pytest.param(
+            SHARING, [view("P1"), view("D1", free_blocks=2), view("D2", free_blocks=1)],
+            Colocated(ref("D1"), 20), id="needs its own blocks only",
+        ),
+        pytest.param(
+            SHARING, [view("D1")], Colocated(ref("D1"), 20), id="needs no prefill worker",
+        ),
+        pytest.param(
+            SHARING, [view("P1"), view("D1", free_blocks=1), view("D2")], pair("P1", "D2"),
+            id="no room beside it",
+        ),
+        pytest.param(
+            SHARING, [view("P1"), view("D1", blocked=True), view("D2")], pair("P1", "D2"),
+            id="busy",
+        ),
+        pytest.param(
+            SHARING, [view("P1"), view("D1", num_running=4), view("D2")], pair("P1", "D2"),
+            id="no place among its legs",
+        ),
+        pytest.param(
+            replace(SHARING, avoid=frozenset({WorkerId("D1")})),
+            [view("P1"), view("D1"), view("D2", free_blocks=9)], pair("P1", "D2"),
+            id="failed there",
+        ),
+        pytest.param(SHARING, [view("P1"), view("D2")], pair("P1", "D2"), id="it has left"),
+        pytest.param(
+            SHARING, [view("P1"), view("D1", draining=True), view("D2")], pair("P1", "D2"),
+            id="it leaves",
+        ),
+        pytest.param(
+            replace(SHARING, waits=True), [view("P1"), view("D1")],
+            Unplaced(Waiting.OTHER_ANSWER), id="its KV is not there yet",
+        ),
+    ],
+)  # fmt: skip
+def test_another_answer_goes_where_its_prompt_is(
+    demand: Demand, workers: list[WorkerView], expected: object
+) -> None:
+    assert place(demand, workers, DISAGGREGATED) == expected
+    assert not Waiting.OTHER_ANSWER.holds_up_others
+    assert not Waiting.OTHER_ANSWER.is_starving
