@@ -10,7 +10,8 @@ on the model's own shapes at start and the first that passes is used:
     tiled-64      the same on exactly 64 rows a call: same shape, same kernel. Slow, always right
 
 Measured on AVX2 (Zen 3, MKL 2024.2, oneDNN 3.12): MKL is invariant from 4 rows a thread on,
-oneDNN's packed kernel for every number of rows and threads, and faster from 4 rows on. bfloat16
+oneDNN's packed kernel for every number of rows and threads, and faster from 4 rows on (with AVX-512
+only up to 1,024 inputs: longer sums are split as the rows decide). bfloat16
 without matrix instructions runs at 10 GFLOP/s a thread, hence float32 there (the products are
 exact either way). On other devices the library's own kernel is used unchecked.
 """
@@ -71,10 +72,20 @@ def choose_kernel(weights: Iterable[torch.Tensor], device: torch.device) -> Line
 
 
 def rows_are_independent(kernel: LinearKernel, weight: torch.Tensor) -> bool:
-    """Whether rows come out the same in batches of several sizes, with one thread and with all."""
+    """Whether rows come out the same in batches of several sizes, with one thread and with all.
+
+    Of the weight's shape, on numbers whose products cancel: what is left is the error of the sums
+    alone, so another order of adding shows in nearly every output, even one rounded to bfloat16.
+    """
     generator = torch.Generator().manual_seed(0)
-    linear = kernel.pack(weight)
-    rows = torch.randn(2 * TILE_ROWS, weight.shape[1], generator=generator).to(kernel.dtype)
+    num_inputs = weight.shape[1]
+    order = torch.randperm(num_inputs, generator=generator)
+    left, right = order[: num_inputs // 2], order[num_inputs // 2 : num_inputs // 2 * 2]
+    paired = weight.clone()
+    paired[:, right] = paired[:, left]
+    linear = kernel.pack(paired)
+    rows = torch.randn(2 * TILE_ROWS, num_inputs, generator=generator).to(kernel.dtype)
+    rows[:, right] = -rows[:, left]
     with one_thread():
         expected = linear(rows)
     return all(

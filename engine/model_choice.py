@@ -62,7 +62,5 @@ def check_native_support(prepared: PreparedModel, device: torch.device) -> None:
     """Raises ConfigError naming the first thing the kernels do not do."""
     if device.type != "cpu":
         raise ConfigError(f"native: the kernels run on CPUs, not on {device}")
-    if prepared.weights != "full":
-        raise ConfigError(f"native: no kernels for {prepared.weights} weights")
     if prepared.dtype not in NATIVE_DTYPES:
         raise ConfigError(f"native: no kernels for {prepared.dtype}")

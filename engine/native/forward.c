@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "engine.h"
+#include "int8_panels.h"
 
 double now_seconds(void) {
     struct timespec t;
@@ -33,7 +34,7 @@ typedef void (*Finish)(Engine *e, int64_t row, int64_t rows, int64_t panel, cons
 static void multiply(Engine *e, int thread, const Linear *linear, const elem *x, int64_t num_rows,
                      Finish finish) {
     const int threads = pool_size(e->pool);
-    const int64_t stride = operand_stride(linear->inputs), num_words = words_of(linear->inputs);
+    const int64_t stride = operand_stride(linear->inputs);
     const int64_t num_panels = panels_of(linear->outputs);
     /* Few panels and many threads: cut the rows too. */
     int64_t num_chunks = (num_rows + MAX_CHUNK_ROWS - 1) / MAX_CHUNK_ROWS;
@@ -46,9 +47,7 @@ static void multiply(Engine *e, int thread, const Linear *linear, const elem *x,
         const int64_t panel = i % num_panels, chunk = i / num_panels;
         const int64_t row = num_rows * chunk / num_chunks;
         const int64_t rows = num_rows * (chunk + 1) / num_chunks - row;
-        multiply_rows(rows, x + row * stride, stride,
-                      (const uint32_t *)linear->panels + panel * num_words * PANEL, num_words,
-                      e->tiles[thread], PANEL, 0);
+        multiply_panel(linear, panel, rows, x + row * stride, stride, e->tiles[thread]);
         finish(e, row, rows, panel, e->tiles[thread]);
     }
 }
@@ -163,8 +162,14 @@ static void embed_tokens(Engine *e, int thread) {
     const Model *m = &e->model;
     const int64_t end = share(e->step->num_tokens, thread + 1, pool_size(e->pool));
     for (int64_t t = share(e->step->num_tokens, thread, pool_size(e->pool)); t < end; t++) {
-        const elem *from = m->embed + e->step->token_ids[t] * m->hidden;
+        const int64_t id = e->step->token_ids[t];
         float *to = e->residual + t * padded(m->hidden);
+        if (m->embed_values) {
+            widen_int8_row(m->embed_values + id * m->hidden,
+                           m->embed_scales + id * (m->hidden / BLOCK_INPUTS), m->hidden, to);
+            continue;
+        }
+        const elem *from = m->embed + id * m->hidden;
         for (int64_t i = 0; i < m->hidden; i++) {
 #ifdef ELEM_BF16
             union { uint32_t bits; float value; } u = {(uint32_t)from[i] << 16};

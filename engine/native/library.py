@@ -16,7 +16,9 @@ PHASES = ("norm", "qkv", "rope", "attention", "o", "gate_up", "down", "lm_head")
 
 
 class Linear(ctypes.Structure):
-    _fields_ = (("panels", c_void_p), ("outputs", c_int64), ("inputs", c_int64))
+    _fields_ = (
+        ("panels", c_void_p), ("outputs", c_int64), ("inputs", c_int64), ("is_int8", c_int64),
+    )  # fmt: skip
 
 
 class Layer(ctypes.Structure):
@@ -34,7 +36,8 @@ class Model(ctypes.Structure):
         ("vocab", c_int64), ("block_size", c_int64),
         ("rms_norm_eps", c_float), ("score_scale", c_float),
         ("layers", POINTER(Layer)), ("lm_head", Linear),
-        ("norm", c_void_p), ("embed", c_void_p), ("cos", c_void_p), ("signed_sin", c_void_p),
+        ("norm", c_void_p), ("embed", c_void_p), ("embed_values", c_void_p),
+        ("embed_scales", c_void_p), ("cos", c_void_p), ("signed_sin", c_void_p),
         ("kv", c_void_p),
     )  # fmt: skip
 
@@ -59,6 +62,10 @@ class Library:
         self.packed_words = _entry(library, "pd_packed_words", c_int64, c_int64, c_int64)
         self.panel_width = _entry(library, "pd_panel_width", c_int64)
         self.pack = _entry(library, "pd_pack", None, c_void_p, c_int64, c_int64, c_int, c_void_p)
+        self.packed_int8_words = _entry(library, "pd_packed_int8_words", c_int64, c_int64, c_int64)
+        self.pack_int8 = _entry(
+            library, "pd_pack_int8", None, c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p
+        )
         self.multiply = _entry(
             library, "pd_multiply", c_int, POINTER(Linear), c_void_p, c_int64, c_void_p
         )

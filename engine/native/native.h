@@ -17,11 +17,13 @@ typedef uint16_t elem; /* bfloat16 bits */
 typedef float elem;
 #endif
 
-/* A weight [outputs, inputs] packed by pd_pack (panels.h describes the layout). */
+/* A weight [outputs, inputs] packed by pd_pack (panels.h describes the layout), or by pd_pack_int8
+ * (int8_panels.h). */
 typedef struct {
     const void *panels;
     int64_t outputs;
     int64_t inputs;
+    int64_t is_int8;
 } Linear;
 
 typedef struct {
@@ -38,7 +40,9 @@ typedef struct {
     const Layer *layers;
     Linear lm_head;
     const float *norm;             /* [padded hidden] */
-    const elem *embed;             /* [vocab, hidden] */
+    const elem *embed;             /* [vocab, hidden], or NULL and instead of it: */
+    const int8_t *embed_values;    /* [vocab, hidden] */
+    const uint16_t *embed_scales;  /* [vocab, hidden / 32] float16 */
     const float *cos, *signed_sin; /* [positions, head_dim], as engine/rope.py makes them */
     elem *kv;                      /* [blocks, layers, 2, kv_heads, block_size, head_dim] */
 } Model;
@@ -70,6 +74,11 @@ int64_t pd_packed_words(int64_t outputs, int64_t inputs);
 /* Pack a row-major weight. With is_gated the first half of the outputs is the gate, the second the
  * value that silu(gate) multiplies; they are interleaved so that one panel holds both. */
 void pd_pack(const elem *weight, int64_t outputs, int64_t inputs, int is_gated, void *panels);
+
+/* The same for int8 values [outputs, inputs] with float16 scales [outputs, inputs / 32]. */
+int64_t pd_packed_int8_words(int64_t outputs, int64_t inputs);
+void pd_pack_int8(const int8_t *values, const uint16_t *scales, int64_t outputs, int64_t inputs,
+                  int is_gated, void *panels);
 
 /* out [rows, outputs] = x [rows, inputs] times the weight, for checks. 0, or -1: no memory. */
 int pd_multiply(const Linear *linear, const elem *x, int64_t rows, float *out);

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
-from engine.kv_cache import KvCache
+from engine.kv_cache import TORCH_DTYPES, KvCache
+from engine.modelfiles.tensor_plan import SCALES
+from engine.modelfiles.weights import dequantised
 from engine.native.library import PHASES, Layer, Library, Linear, Model, Step
 from engine.native.packed_weights import PackedWeights
 from engine.rope import RopeTable
@@ -68,7 +70,7 @@ class NativeSteps:
         names = [f"layers.{i}.{name}" for i in range(config.num_layers) for name in LINEAR_NAMES]
         self._packed = PackedWeights(library, prepared, weights, (*names, head_name))
         for name in (*names[:2], names[3], head_name):
-            _check_products(library, self._packed.linear(name), weights[name], name)
+            _check_products(library, self._packed.linear(name), weights, name, prepared.dtype)
         self._logits = torch.empty((0, config.vocab_size))
         model = self._model(config, weights, cache, num_positions, head_name)
         # What torch still does in this thread (sampling) stays in it: threads of its own would spin
@@ -131,9 +133,18 @@ class NativeSteps:
             block_size=cache.layout.block_size, rms_norm_eps=config.rms_norm_eps,
             score_scale=1.0 / math.sqrt(config.head_dim), layers=self._layers,
             lm_head=self._packed.linear(head_name), norm=self._floats(weights["norm"]),
-            embed=self._pointer(weights["embed"]), cos=self._pointer(rope.cos),
+            **self._embedding(weights), cos=self._pointer(rope.cos),
             signed_sin=self._pointer(rope.signed_sin), kv=self._pointer(cache.blocks),
         )  # fmt: skip
+
+    def _embedding(self, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        embed = self._pointer(weights["embed"])
+        if weights["embed"].dtype != torch.int8:
+            return {"embed": embed}
+        return {
+            "embed_values": embed,
+            "embed_scales": self._pointer(weights["embed" + SCALES]),
+        }
 
     def _layer(self, weights: Mapping[str, torch.Tensor], prefix: str) -> Layer:
         optional = {
@@ -191,15 +202,17 @@ def _lay_out(rows: SequenceOf[StepRow]) -> _StepArrays:
     )
 
 
-def _check_products(library: Library, linear: Linear, weight: torch.Tensor, name: str) -> None:
+def _check_products(
+    library: Library, linear: Linear, weights: Mapping[str, torch.Tensor], name: str, dtype: str
+) -> None:
     """The kernels against torch on a few rows: a miscompiled library must not serve."""
     generator = torch.Generator().manual_seed(0)
-    weight = weight[:_CHECK_OUTPUTS]
-    part = Linear(linear.panels, *weight.shape)
-    x = torch.randn(_CHECK_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
+    weight = dequantised(weights, name, torch.float32)[:_CHECK_OUTPUTS]
+    part = Linear(linear.panels, *weight.shape, linear.is_int8)
+    x = torch.randn(_CHECK_ROWS, weight.shape[1], generator=generator).to(TORCH_DTYPES[dtype])
     out = torch.empty(_CHECK_ROWS, weight.shape[0])
     status = library.multiply(ctypes.byref(part), x.data_ptr(), _CHECK_ROWS, out.data_ptr())
-    expected = x.float() @ weight.float().T
+    expected = x.float() @ weight.T
     error = float((out - expected).abs().max() / expected.abs().max())
     if status or not error < _CHECK_TOLERANCE:
         raise ConfigError(f"native: products with {name} are off by {error:.2g}")

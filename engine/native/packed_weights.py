@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.modelfiles.tensor_plan import SCALES
 from engine.native.library import Library, Linear
 from pdserve.log import event_log
 from pdserve.prepared import PreparedModel
@@ -39,11 +40,13 @@ class PackedWeights:
     ) -> None:
         self._library = library
         self._weights = {name: weights[name] for name in names}
+        self._scales = {name: weights[name + SCALES] for name in names if name + SCALES in weights}
         self._offsets: dict[str, int] = {}
         self._size = 0
         for name, weight in self._weights.items():
             self._offsets[name] = self._size
-            num_bytes = 4 * library.packed_words(*weight.shape)
+            words = library.packed_int8_words if name in self._scales else library.packed_words
+            num_bytes = 4 * words(*weight.shape)
             self._size += num_bytes + -num_bytes % _ALIGNMENT
         width = library.panel_width()
         path = prepared.folder / f"panels{LAYOUT_VERSION}-{prepared.dtype}-{width}.bin"
@@ -52,7 +55,8 @@ class PackedWeights:
 
     def linear(self, name: str) -> Linear:
         outputs, inputs = self._weights[name].shape
-        return Linear(self._address + self._offsets[name], outputs, inputs)
+        is_int8 = int(name in self._scales)
+        return Linear(self._address + self._offsets[name], outputs, inputs, is_int8)
 
     def _map(self, path: Path) -> mmap.mmap | None:
         """The file, mapped whole; None if it is absent or of another size."""
@@ -95,7 +99,14 @@ class PackedWeights:
             weight = self._weights[name].contiguous()
             outputs, inputs = weight.shape
             is_gated = int(name.endswith(GATED))
-            self._library.pack(weight.data_ptr(), outputs, inputs, is_gated, address + offset)
+            if name in self._scales:
+                scales = self._scales[name].contiguous()
+                self._library.pack_int8(
+                    weight.data_ptr(), scales.data_ptr(), outputs, inputs, is_gated,
+                    address + offset,
+                )  # fmt: skip
+            else:
+                self._library.pack(weight.data_ptr(), outputs, inputs, is_gated, address + offset)
 
 
 def _address_of(mapping: mmap.mmap) -> int:

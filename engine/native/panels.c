@@ -1,39 +1,13 @@
 /* See panels.h. Tiles after Goto and van de Geijn (ACM TOMS 34, 2008): sums stay in registers,
  * the panel comes from the second-level cache, rows from the first. */
-#include "panels.h"
+#include "int8_panels.h"
+#include "products.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 /* Words of a panel taken at once: with MAX_TILE_ROWS rows they stay in the second-level cache. */
 #define WORDS_AT_ONCE 2048
-
-#ifdef ELEM_BF16
-typedef uint32_t word;
-INLINE vi load_weights(const word *p) { return vi_load(p); }
-#if LANES == 16 && defined(__AVX512BF16__)
-#define INSTRUCTIONS "avx512-bf16"
-INLINE vf add_products(vf sum, vi weights, const word *x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)vi_set((int32_t)*x));
-}
-#else
-INLINE vf add_products(vf sum, vi weights, const word *x) {
-    vi both = vi_set((int32_t)*x);
-    sum = vf_fma(vf_from_low(weights), vf_from_low(both), sum);
-    return vf_fma(vf_from_high(weights), vf_from_high(both), sum);
-}
-#endif
-typedef vi weights_vector;
-#else
-typedef float word;
-typedef vf weights_vector;
-INLINE vf load_weights(const word *p) { return vf_load(p); }
-INLINE vf add_products(vf sum, vf weights, const word *x) { return vf_fma(weights, vf_set(*x), sum); }
-#endif
-
-#ifndef INSTRUCTIONS
-#define INSTRUCTIONS (LANES == 16 ? "avx512" : "avx2")
-#endif
 
 const char *pd_instructions(void) { return INSTRUCTIONS; }
 
@@ -89,19 +63,23 @@ void multiply_rows(int64_t rows, const elem *x, int64_t x_stride, const void *pa
     }
 }
 
+void multiply_panel(const Linear *linear, int64_t panel, int64_t rows, const elem *x, int64_t x_stride,
+                    float *out) {
+    const uint8_t *panels = linear->panels;
+    if (linear->is_int8) {
+        const int64_t num_blocks = linear->inputs / BLOCK_INPUTS;
+        multiply_int8_rows(rows, x, x_stride, panels + panel * num_blocks * BLOCK_BYTES, num_blocks, out,
+                           PANEL);
+    } else {
+        const int64_t num_words = words_of(linear->inputs);
+        multiply_rows(rows, x, x_stride, panels + panel * num_words * PANEL * 4, num_words, out, PANEL, 0);
+    }
+}
+
 int64_t pd_panel_width(void) { return PANEL; }
 
 int64_t pd_packed_words(int64_t outputs, int64_t inputs) {
     return panels_of(outputs) * PANEL * words_of(inputs);
-}
-
-/* Which row of the weight stands at a lane of a panel; -1: none. */
-INLINE int64_t packed_row(int64_t panel, int lane, int64_t outputs, int is_gated) {
-    int64_t row = panel * PANEL + lane;
-    if (!is_gated) return row < outputs ? row : -1;
-    int64_t half = outputs / 2;
-    row = panel * LANES + lane % LANES;
-    return row < half ? row + (lane < LANES ? 0 : half) : -1;
 }
 
 void pd_pack(const elem *weight, int64_t outputs, int64_t inputs, int is_gated, void *panels) {
@@ -122,7 +100,7 @@ void pd_pack(const elem *weight, int64_t outputs, int64_t inputs, int is_gated, 
 }
 
 int pd_multiply(const Linear *linear, const elem *x, int64_t rows, float *out) {
-    const int64_t stride = operand_stride(linear->inputs), num_words = words_of(linear->inputs);
+    const int64_t stride = operand_stride(linear->inputs);
     elem *operand = calloc((size_t)(rows * stride), sizeof(elem));
     float *sums = malloc((size_t)rows * PANEL * sizeof(float));
     if (operand && sums) {
@@ -130,8 +108,7 @@ int pd_multiply(const Linear *linear, const elem *x, int64_t rows, float *out) {
             memcpy(operand + r * stride, x + r * linear->inputs, (size_t)linear->inputs * sizeof(elem));
         for (int64_t p = 0; p < panels_of(linear->outputs); p++) {
             const int64_t left = linear->outputs - p * PANEL, width = left < PANEL ? left : PANEL;
-            multiply_rows(rows, operand, stride, (const word *)linear->panels + p * num_words * PANEL,
-                          num_words, sums, PANEL, 0);
+            multiply_panel(linear, p, rows, operand, stride, sums);
             for (int64_t r = 0; r < rows; r++)
                 memcpy(out + r * linear->outputs + p * PANEL, sums + r * PANEL, (size_t)width * 4);
         }

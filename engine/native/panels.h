@@ -49,4 +49,17 @@ void multiply_tile(int rows, const elem *x, int64_t x_stride, const void *panel,
 void multiply_rows(int64_t rows, const elem *x, int64_t x_stride, const void *panel,
                    int64_t num_words, float *out, int64_t out_stride, int adds_to_out);
 
+/* out [rows][PANEL]: rows of x times one panel of a weight, whatever its numbers are. */
+void multiply_panel(const Linear *linear, int64_t panel, int64_t rows, const elem *x, int64_t x_stride,
+                    float *out);
+
+/* Which row of the weight stands at a lane of a panel; -1: none. */
+INLINE int64_t packed_row(int64_t panel, int lane, int64_t outputs, int is_gated) {
+    int64_t row = panel * PANEL + lane;
+    if (!is_gated) return row < outputs ? row : -1;
+    int64_t half = outputs / 2;
+    row = panel * LANES + lane % LANES;
+    return row < half ? row + (lane < LANES ? 0 : half) : -1;
+}
+
 #endif

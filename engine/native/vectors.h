@@ -67,7 +67,7 @@ INLINE void vf_store_bf16(uint16_t *p, vf x) {
 #endif
 }
 
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define LANES 8
 typedef __m256 vf;
 typedef __m256i vi;
@@ -127,7 +127,7 @@ INLINE void vf_store_bf16(uint16_t *p, vf x) {
     _mm_storeu_si128((void *)p, _mm256_castsi256_si128(packed));
 }
 #else
-#error "needs AVX2 with FMA, or AVX-512"
+#error "needs AVX2 with FMA and F16C, or AVX-512"
 #endif
 
 #ifdef ELEM_BF16

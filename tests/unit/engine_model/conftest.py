@@ -18,25 +18,25 @@ from support.tiny_llama import write_tiny_llama
 PrepareTiny = Callable[..., PreparedModel]
 MakeRunner = Callable[..., ModelRunner]
 
-AVX2_FLAGS = ("-mavx2", "-mfma")
+AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 
 
 @pytest.fixture(scope="session")
 def prepare_tiny(tmp_path_factory: pytest.TempPathFactory) -> PrepareTiny:
     """``prepare_tiny(dtype, **what write_tiny_llama takes)`` or ``(dtype, case=a family)``.
 
-    Made once for the same arguments.
+    With ``weights="int8"`` prepared so. Made once for the same arguments.
     """
     root = tmp_path_factory.mktemp("tiny")
     made: dict[str, PreparedModel] = {}
 
-    def prepare(dtype: str = "float32", **changes: Any) -> PreparedModel:
-        key = f"{dtype} {sorted(changes.items())}"
+    def prepare(dtype: str = "float32", weights: str = "full", **changes: Any) -> PreparedModel:
+        key = f"{dtype} {weights} {sorted(changes.items())}"
         if key not in made:
             folder = root / f"model{len(made)}"
             write = write_tiny_family if "case" in changes else write_tiny_llama
             write(folder, **changes)
-            made[key] = prepare_model(str(folder), dtype, cache_dir=root / "cache")
+            made[key] = prepare_model(str(folder), dtype, weights=weights, cache_dir=root / "cache")
         return made[key]
 
     return prepare

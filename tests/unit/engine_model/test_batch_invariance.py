@@ -32,6 +32,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     # MKL splits a product of 24 columns among three threads so that sums change
     "one kv head of 24": {"num_heads": 3, "num_kv_heads": 1, "hidden": 72, "head_dim": 24},
     "no gqa, untied": {"num_heads": 4, "num_kv_heads": 4, "tied": False},
+    # 37 blocks of int8 in a row of down: more than are widened at once
+    "int8": {"weights": "int8", "intermediate": 1184, "vocab": 331, "tied": False},
     "qwen2": {"case": "qwen2"},
     "qwen3": {"case": "qwen3"},
 }  # fmt: skip
