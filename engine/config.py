@@ -54,6 +54,32 @@ class EngineConfig:
         str, Option("C kernels on a CPU: 'auto' falls back to torch, 'on' refuses to",
                     choices=("auto", "on", "off"))
     ] = "auto"  # fmt: skip
+    sim_shape: Annotated[
+        str,
+        Option("simulated engine: KV of this model, a shipped shape (`pdserve model info`) or a"
+               " folder with a config.json; none: 8 bytes a token"),
+    ] = "none"  # fmt: skip
+    sim_chunk_ms: Annotated[
+        float, Option("simulated engine: time for each prompt chunk", unit="ms", low=0)
+    ] = 0.0
+    sim_prompt_token_us: Annotated[
+        float, Option("simulated engine: time for each prompt token", unit="µs", low=0)
+    ] = 0.0
+    sim_squared_token_ns: Annotated[
+        float,
+        Option("simulated engine: time for a prompt of n tokens, times n², besides", unit="ns",
+               low=0),
+    ] = 0.0  # fmt: skip
+    sim_step_ms: Annotated[
+        float, Option("simulated engine: time for each decode step", unit="ms", low=0)
+    ] = 0.0
+    sim_sequence_us: Annotated[
+        float, Option("simulated engine: time for each sequence of a decode step", unit="µs", low=0)
+    ] = 0.0
+    sim_kv_token_ns: Annotated[
+        float, Option("simulated engine: time for each KV token a decode step reads", unit="ns",
+                      low=0)
+    ] = 0.0  # fmt: skip
     fake_prefill_us: Annotated[
         float, Option("fake engine: time for each prompt token", unit="µs", low=0)
     ] = 20.0

@@ -30,7 +30,12 @@ ServedModelName = Annotated[
 ]
 Engine = Annotated[
     str,
-    Option("real model or stand-in without weights", choices=("model", "fake"), table="engine"),
+    Option(
+        "model: the real one; fake: checks every byte of KV, for tests; simulated: only takes time,"
+        " for loads and plans",
+        choices=("model", "fake", "simulated"),
+        table="engine",
+    ),
 ]
 Dtype = Annotated[
     str,

@@ -73,7 +73,7 @@ def launcher_of(plan: ServicePlan, report: Callable[[str], None]) -> Launcher:
 def prepare_once(plan: ServicePlan, report: Callable[[str], None]) -> ServicePlan:
     """The model made ready for all processes, before any of them is started."""
     engine: EngineConfig = plan.engine(Role.DECODE)
-    if engine.engine == "fake":
+    if engine.engine != "model":
         return plan
     model = prepare(engine, progress=report)
     report(f"model {model.name} ({model.dtype}, {model.num_parameters / 1e6:.1f}M parameters)")

@@ -16,9 +16,10 @@ PARAMETERS = {
     "llama-2-70b": 68_976_648_192,
     "llama-3-70b": 70_553_706_496,
     "qwen3-32b": 32_762_123_264,
+    "smollm2-135m": 134_515_008,
 }
 KV_KIB = {"llama-2-7b": 512, "llama-3-8b": 128, "llama-2-70b": 320, "llama-3-70b": 320,
-          "qwen3-32b": 256}  # fmt: skip
+          "qwen3-32b": 256, "smollm2-135m": 22.5}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
