@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 
 from decode_worker.config import DecodeConfig
+from decode_worker.dialers import own_dialers
 from decode_worker.worker import DecodeWorker
 from engine.block_pool import BlockPool
 from engine.build import max_model_len
 from engine.step import StepRunner
 from kvtransfer.importer import Importer
 from kvtransfer.transports.base import Dialer
-from kvtransfer.transports.grpc import GrpcDialer
-from kvtransfer.transports.shm import ShmDialer
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
@@ -40,7 +39,8 @@ DialRouter = Callable[[str], Awaitable[WorkerLink]]
 class DecodeApp:
     """``async with DecodeApp(...)``: a worker that serves every router of ``config.routers``.
 
-    ``dial_router`` and ``dialers`` (by transport name) default to gRPC.
+    ``dial_router`` and ``dialers`` (by transport name) default to gRPC and to
+    dialers.py's.
     """
 
     def __init__(
@@ -67,8 +67,7 @@ class DecodeApp:
 
     async def __aenter__(self) -> DecodeApp:
         if self._dialers is None:
-            limit = self._config.transfer.max_message_bytes(self._runner.layout)
-            self._dialers = {"shm": ShmDialer(), "grpc": GrpcDialer(limit)}
+            self._dialers = own_dialers(self._config.transfer, self._runner.layout)
         self._importer = importer = Importer(
             self._runner.buffers, self._clock, self._config.transfer,
             self.hello.worker_id, self.hello.incarnation, self._dialers,
@@ -77,6 +76,9 @@ class DecodeApp:
             self._config, self.hello, self._runner, self.pool, importer, self._clock, self._tracer
         )
         self.worker.loop.start()
+        logger.info(
+            "decode_worker_started", worker=self.hello.worker_id, transports=",".join(self._dialers)
+        )
         self._routers = RouterSessions(self.worker, self._dial_router, self._clock)
         await self._routers.serve(self._config.routers)
         return self

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from kvtransfer.digest import payload_checksum
+from kvtransfer.digest import PayloadChecksum, payload_checksum
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, BlockCopier, Lease
-from kvtransfer.transports.base import Window
+from kvtransfer.transports.base import PayloadLane, Window
 from pdserve.errors import FrameCorrupt
 
 
@@ -28,28 +28,35 @@ async def block_pieces(buffers: BlockBuffers, block_ids: Sequence[int]) -> tuple
     return (copy,)
 
 
-Fill = Callable[[Sequence[memoryview]], Awaitable[None]]
-"""Puts the payload of a frame into pieces of memory, one a block."""
+Fill = Callable[[int, memoryview], Awaitable[None]]
+"""Puts block ``index`` of a frame's payload into a piece of memory; called in order."""
 
 
 def carried(frame: Frame) -> Fill:
     """The payload came with the message."""
+    (payload,) = frame.pieces
 
-    async def fill(pieces: Sequence[memoryview]) -> None:
-        (payload,) = frame.pieces
-        start = 0
-        for piece in pieces:
-            piece[:] = payload[start : start + piece.nbytes]
-            start += piece.nbytes
+    async def fill(index: int, piece: memoryview) -> None:
+        start = index * piece.nbytes
+        piece[:] = payload[start : start + piece.nbytes]
 
     return fill
 
 
-def lying_there(frame: Frame, window: Window, block_bytes: int) -> Fill:
-    """The payload lies in the holder's blocks. ``block_bytes``: of one of those."""
+def following(lane: PayloadLane) -> Fill:
+    """The payload follows the message."""
 
-    async def fill(pieces: Sequence[memoryview]) -> None:
-        await window.read([block_id * block_bytes for block_id in frame.block_ids], pieces)
+    async def fill(index: int, piece: memoryview) -> None:
+        await lane.receive_into((piece,))
+
+    return fill
+
+
+def lying_there(frame: Frame, window: Window) -> Fill:
+    """The payload lies in the holder's blocks."""
+
+    async def fill(index: int, piece: memoryview) -> None:
+        await window.read((frame.block_ids[index] * piece.nbytes,), (piece,))
 
     return fill
 
@@ -78,14 +85,13 @@ async def place_frame(
     lease.pin()
     try:
         if buffers.copier is None:
-            views = await block_pieces(buffers, block_ids)
-            await fill(views)
-            _check(views, frame, "checksum")
+            await _fill_checked(await block_pieces(buffers, block_ids), frame, fill)
             return
         await _write(buffers.copier, block_ids, frame, fill, buffers.layout.block_bytes)
         if read_back:
             held = await block_pieces(buffers, block_ids)
-            _check(held, frame, f"checksum of what was read back from {buffers.device}")
+            if payload_checksum(held) != frame.xxh3:
+                raise _differs(frame, f"checksum of what was read back from {buffers.device}")
     finally:
         lease.unpin()
 
@@ -94,13 +100,20 @@ async def _write(
     copier: BlockCopier, block_ids: Sequence[int], frame: Frame, fill: Fill, block_bytes: int
 ) -> None:
     staged = copier.staging(len(block_ids) * block_bytes)
-    await fill(
-        [staged[start : start + block_bytes] for start in range(0, len(staged), block_bytes)]
-    )
-    _check((staged,), frame, "checksum")
+    pieces = [staged[start : start + block_bytes] for start in range(0, len(staged), block_bytes)]
+    await _fill_checked(pieces, frame, fill)
     await copier.write(block_ids, staged)
 
 
-def _check(own: Sequence[memoryview], frame: Frame, what: str) -> None:
-    if payload_checksum(own) != frame.xxh3:
-        raise FrameCorrupt(f"frame {frame.seq}: {what} differs")
+async def _fill_checked(pieces: Sequence[memoryview], frame: Frame, fill: Fill) -> None:
+    """Each block is summed right after it was filled: it still lies in the cache then."""
+    checksum = PayloadChecksum()
+    for index, piece in enumerate(pieces):
+        await fill(index, piece)
+        checksum.add(piece)
+    if checksum.value != frame.xxh3:
+        raise _differs(frame, "checksum")
+
+
+def _differs(frame: Frame, what: str) -> FrameCorrupt:
+    return FrameCorrupt(f"frame {frame.seq}: {what} differs")

@@ -32,14 +32,14 @@ from pdserve.types import KVLayout, TicketId, TokenLogprobs, WorkerId
 DIGEST_BYTES = 16
 
 
-def encode(message: KvMessage) -> bytes:
-    """One message as bytes; a frame's payload is copied once."""
-    pieces = message.pieces if isinstance(message, Frame) else ()
+def encode(message: KvMessage, *, apart: bool = False) -> bytes:
+    """One message as bytes; a frame's payload is copied once, or with ``apart`` left out."""
+    pieces = message.pieces if isinstance(message, Frame) and not apart else ()
     return seal(_NUMBERS[type(message)], _header(message), pieces)
 
 
-def decode(data: bytes) -> KvMessage:
-    """One message; a frame's payload is a view of ``data``.
+def decode(data: bytes, *, apart: bool = False) -> KvMessage:
+    """One message; a frame's payload is a view of ``data``, or with ``apart`` yet to come.
 
     Raises:
         FrameCorrupt: the bytes are damaged, or a field is missing, unknown or of a wrong type.
@@ -51,7 +51,7 @@ def decode(data: bytes) -> KvMessage:
         raise UnknownMessage(f"KV message type {envelope.type_number}")
     fields = HeaderFields(cls.__name__, envelope.fields)
     if cls is Frame:
-        return _decode_frame(fields, envelope.payload)
+        return _decode_frame(fields, envelope.payload, apart=apart)
     if envelope.payload.nbytes:
         raise FrameCorrupt(f"{envelope.payload.nbytes} bytes after {cls.__name__}")
     message = _DECODERS[cls](fields)
@@ -64,8 +64,9 @@ def _header(message: KvMessage) -> dict[str, Any]:
         case Open():
             return {**_plain(message), "layout": dataclasses.asdict(message.layout)}
         case Frame():
-            block_ids = list(message.block_ids)
-            return {**_plain(message), "payload_len": message.payload_len, "block_ids": block_ids}
+            header = {**_plain(message), "payload_len": message.payload_len}
+            del header["bytes_to_come"]
+            return {**header, "block_ids": list(message.block_ids)}
         case Commit():
             first = message.first_token
             return {
@@ -90,9 +91,9 @@ def _logprobs_header(logprobs: TokenLogprobs | None) -> list[Any] | None:
     return [float(logprobs.chosen), [[token_id, float(value)] for token_id, value in logprobs.top]]
 
 
-def _decode_frame(fields: HeaderFields, payload: memoryview) -> Frame:
+def _decode_frame(fields: HeaderFields, payload: memoryview, *, apart: bool) -> Frame:
     payload_len = fields.count("payload_len")
-    if payload_len != payload.nbytes:
+    if payload.nbytes != (0 if apart else payload_len):
         raise FrameCorrupt(f"Frame.payload_len is {payload_len}, {payload.nbytes} bytes came")
     block_ids = fields.counts("block_ids")
     frame = Frame(
@@ -107,8 +108,9 @@ def _decode_frame(fields: HeaderFields, payload: memoryview) -> Frame:
         num_heads=fields.count("num_heads"),
         dtype=fields.text("dtype"),
         xxh3=fields.count("xxh3", MAX_CHECKSUM),
-        pieces=() if block_ids and not payload.nbytes else (payload,),
+        pieces=() if apart or (block_ids and not payload.nbytes) else (payload,),
         block_ids=block_ids,
+        bytes_to_come=payload_len if apart else 0,
     )
     fields.finish()
     return frame

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pdserve.config import Option
+from pdserve.errors import ConfigError
 from pdserve.types import KVLayout
 
 MIB = 1 << 20
+TRANSPORTS = ("shm", "tcp", "grpc")  # between processes, fastest first
 
 
 @dataclass(frozen=True, slots=True)
 class TransferConfig:
+    kv_transports: Annotated[
+        str,
+        Option("what KV may travel by, with commas: shm, tcp, grpc; auto: all of them. A prefill "
+               "worker offers these, fastest first, and a decode worker takes the first of them "
+               "that it may use and can reach"),
+    ] = "auto"  # fmt: skip
     max_frame_bytes: Annotated[
         int, Option("most KV in one frame; one block if that is larger", unit="bytes", low=1)
     ] = 4 * MIB
@@ -44,6 +52,16 @@ class TransferConfig:
     farewell_timeout_s: Annotated[
         float, Option("wait for a peer to end the stream after the last message", unit="s", low=0)
     ] = 2.0
+
+    def allows(self, transport: str) -> bool:
+        """Raises ConfigError: ``kv_transports`` has a name that is no transport's."""
+        if self.kv_transports == "auto":
+            return True
+        names = [name.strip() for name in self.kv_transports.split(",")]
+        for name in names:
+            if name not in TRANSPORTS:
+                raise ConfigError(f"kv_transports: {name!r} is none of {', '.join(TRANSPORTS)}")
+        return transport in names
 
     def max_payload_bytes(self, layout: KVLayout) -> int:
         return max(self.max_frame_bytes, layout.block_bytes)

@@ -11,12 +11,25 @@ from collections.abc import Iterable
 import xxhash
 
 
+class PayloadChecksum:
+    """xxh3_64 of pieces one after another, unsigned."""
+
+    def __init__(self) -> None:
+        self._hasher = xxhash.xxh3_64()
+
+    def add(self, piece: memoryview) -> None:
+        self._hasher.update(piece)
+
+    @property
+    def value(self) -> int:
+        return self._hasher.intdigest()
+
+
 def payload_checksum(pieces: Iterable[memoryview]) -> int:
-    """xxh3_64 of the pieces one after another, unsigned."""
-    hasher = xxhash.xxh3_64()
+    checksum = PayloadChecksum()
     for piece in pieces:
-        hasher.update(piece)
-    return hasher.intdigest()
+        checksum.add(piece)
+    return checksum.value
 
 
 class ReadDigest:

@@ -3,14 +3,16 @@
 Two tasks: one receives what the reader says and notes it, the other sends what can be sent; the
 second sleeps on one event that everything wakes. Frames are copied out of the blocks when they are
 sent, and the lease is pinned just for the copy, so an ended export frees its blocks at once (on a
-device: once the running copy has ended) even if a reader is slow. Blocks named to a reader that
-reads them in place stay pinned until it credits them or is gone (lent_blocks.py). Does not decide
-who gets a ticket (ticket_book.py).
+device: once the running copy has ended) even if a reader is slow. Over a lane frames are sent out
+of the blocks, pinned meanwhile; an ended export waits ``farewell_timeout_s`` for that. Blocks named
+to a reader that reads them in place stay pinned until it credits them or is gone (lent_blocks.py).
+Does not decide who gets a ticket (ticket_book.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from kvtransfer.block_bytes import block_pieces
@@ -46,7 +48,6 @@ from pdserve.errors import (
     TicketUnknown,
 )
 from pdserve.log import event_log
-from pdserve.types import KVLayout
 
 MAX_LENT_BLOCKS = 4096  # named in one frame: its header has a limit
 
@@ -79,6 +80,7 @@ class HolderSession:
         self._digest = ReadDigest()
         self._commit_sent = False
         self._over = False
+        self._patience: asyncio.Timeout | None = None  # of a send that is under way
         self._farewell: Refused | Finished | None = None
         self._failure: PdserveError | None = None
 
@@ -123,10 +125,7 @@ class HolderSession:
             self._export = export
             await self._send(Ready(export.num_tokens))
             while not self._over:
-                data = await self._next_data(export)
-                if data is not None:
-                    await self._send_data(data)
-                else:
+                if not await self._send_next(export):
                     await self._woken()
         if self._farewell is not None:
             await self._send(self._farewell)
@@ -156,40 +155,48 @@ class HolderSession:
         if not self._over:
             await self._wake.wait()
 
-    async def _next_data(self, export: Export) -> bytes | None:
-        """The next Frame or Commit, copied out of the blocks; None: nothing to send now."""
+    async def _send_next(self, export: Export) -> bool:
+        """Send the next Frame or Commit; False: nothing to send now."""
         if self._position is None or self._commit_sent:
-            return None
+            return False
         if self._position == export.num_tokens:
-            return self._commit(export, export.first_token)
-        layout = self._buffers.layout
-        end = _end_of_frame(
-            self._position, export, layout, self._config.max_frame_bytes, self._credit_bytes
-        )
+            commit = self._commit(export, export.first_token)
+            if commit is not None:
+                await self._send(commit)
+            return commit is not None
+        end = self._end_of_frame(self._position, export)
         if end <= self._position:
-            return None
-        if self._in_place:
-            end = min(end, self._position + MAX_LENT_BLOCKS * layout.block_size)
+            return False
+        await self._send_frame(export, self._position, end)
+        return True
+
+    async def _send_frame(self, export: Export, start: int, end: int) -> None:
+        """Without a lane the payload is copied under the pin; with one it is sent under it."""
+        layout, lane = self._buffers.layout, self._connection.lane
+        blocks = range(start // layout.block_size, layout.num_blocks(end))
         export.lease.pin()
         try:
-            blocks = range(self._position // layout.block_size, layout.num_blocks(end))
-            block_ids = [export.lease.block_at(index) for index in blocks]
+            block_ids = tuple(export.lease.block_at(index) for index in blocks)
             pieces = await block_pieces(self._buffers, block_ids)
             if self._over:
-                return None  # cut while the device copied
-            frame = self._frame(export, self._position, end, pieces)
+                return  # cut while the device copied
+            frame = self._frame(export, start, end, pieces)
             if self._in_place:
                 self._lent.lend(export.lease, frame.payload_len)
-                frame = replace(frame, pieces=(), block_ids=tuple(block_ids))
-            return encode(frame)
+                frame = replace(frame, pieces=(), block_ids=block_ids)
+            elif lane is not None:
+                await self._sent(lane.send(encode(frame, apart=True), frame.pieces))
+                return
+            data = encode(frame)
         finally:
             export.lease.unpin()
+        await self._sent(self._connection.send(data))
 
-    def _commit(self, export: Export, first_token: FirstTokenInfo | None) -> bytes | None:
+    def _commit(self, export: Export, first_token: FirstTokenInfo | None) -> Commit | None:
         if first_token is None:
             return None
         self._commit_sent = True
-        commit = Commit(
+        return Commit(
             ticket_id=export.ticket.ticket_id,
             epoch=export.ticket.epoch,
             num_frames=self._digest.num_frames,
@@ -197,7 +204,6 @@ class HolderSession:
             digest=self._digest.value(export.num_tokens),
             first_token=first_token,
         )
-        return encode(commit)
 
     def _frame(self, export: Export, start: int, end: int, pieces: tuple[memoryview, ...]) -> Frame:
         layout = self._buffers.layout
@@ -223,14 +229,18 @@ class HolderSession:
         return frame
 
     async def _send(self, message: KvMessage) -> None:
-        await self._send_data(encode(message))
+        await self._sent(self._connection.send(encode(message)))
 
-    async def _send_data(self, data: bytes) -> None:
+    async def _sent(self, sending: Awaitable[None]) -> None:
+        """Wait for it; once this read is over, only for a moment."""
+        timeout_s = self._config.farewell_timeout_s if self._over else self._config.send_timeout_s
         try:
-            async with asyncio.timeout(self._config.send_timeout_s):
-                await self._connection.send(data)
+            async with asyncio.timeout(timeout_s) as self._patience:
+                await sending
         except TimeoutError:
-            raise PeerSilent(f"reader took nothing for {self._config.send_timeout_s:g} s") from None
+            raise PeerSilent(f"reader took nothing for {timeout_s:g} s") from None
+        finally:
+            self._patience = None
 
     # --- what is received ---------------------------------------------------------------------
 
@@ -276,16 +286,19 @@ class HolderSession:
         if not self._over:
             self._over = True
             self._failure = failure
+            if self._patience is not None:  # a send from pinned blocks must not take its full time
+                soon_s = asyncio.get_running_loop().time() + self._config.farewell_timeout_s
+                self._patience.reschedule(min(self._patience.when() or soon_s, soon_s))
         self._wake.set()
 
-
-def _end_of_frame(
-    start: int, export: Export, layout: KVLayout, max_frame_bytes: int, credit_bytes: int
-) -> int:
-    """Token at which a frame from ``start`` ends; at most ``start`` if none can be sent now."""
-    fit_blocks = max(1, max_frame_bytes // layout.block_bytes)
-    num_blocks = min(fit_blocks, credit_bytes // layout.block_bytes)
-    computed = export.num_computed
-    if computed < export.num_tokens:
-        computed -= computed % layout.block_size
-    return min(computed, start + num_blocks * layout.block_size)
+    def _end_of_frame(self, start: int, export: Export) -> int:
+        """Token at which a frame from ``start`` ends; at most ``start`` if none can be sent now."""
+        layout = self._buffers.layout
+        num_blocks = max(1, self._config.max_frame_bytes // layout.block_bytes)
+        num_blocks = min(num_blocks, self._credit_bytes // layout.block_bytes)
+        if self._in_place:
+            num_blocks = min(num_blocks, MAX_LENT_BLOCKS)
+        computed = export.num_computed
+        if computed < export.num_tokens:
+            computed -= computed % layout.block_size
+        return min(computed, start + num_blocks * layout.block_size)

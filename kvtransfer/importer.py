@@ -7,6 +7,7 @@ Never retries.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 
 from kvtransfer.codec import encode
@@ -22,6 +23,9 @@ from pdserve.log import event_log
 from pdserve.types import Endpoint, TransferTicket, WorkerId
 
 __all__ = ["FinishedAtPrefill", "ImportedKv", "Importer", "MakeRoom"]
+
+TRY_S = 1.0  # for an endpoint that is not the last
+SHUN_S = 60.0
 
 _log = event_log(__name__)
 
@@ -44,7 +48,12 @@ class Importer:
         self._worker_id = worker_id
         self._incarnation = incarnation
         self._dialers = dict(dialers)
+        self._shunned: dict[Endpoint, float] = {}  # not to be tried before
         self._farewells: set[asyncio.Task[None]] = set()
+
+    @property
+    def dialers(self) -> Mapping[str, Dialer]:
+        return self._dialers
 
     async def redeem(
         self, ticket: TransferTicket, make_room: MakeRoom, intake: IntakeBudget
@@ -129,15 +138,26 @@ class Importer:
             offered = ", ".join(endpoint.transport for endpoint in endpoints) or "nothing"
             ours = ", ".join(self._dialers) or "nothing"
             raise PeerUnreachable(f"no common transport: holder has {offered}, reader has {ours}")
-        for endpoint in common[:-1]:
+        *better, last = common
+        for endpoint in better:
+            if self._shunned.get(endpoint, -math.inf) > self._clock.now():
+                continue
             try:
-                return endpoint, await self._dial_one(endpoint)
+                return endpoint, await self._dial_one(endpoint, TRY_S)
             except PeerUnreachable as error:
-                _log.debug("kv_dial_failed", transport=endpoint.transport, error=str(error))
-        return common[-1], await self._dial_one(common[-1])
+                self._shun(endpoint, error)
+        return last, await self._dial_one(last, self._config.open_timeout_s)
 
-    async def _dial_one(self, endpoint: Endpoint) -> Connection:
-        timeout_s = self._config.open_timeout_s
+    def _shun(self, endpoint: Endpoint, error: PeerUnreachable) -> None:
+        """A port behind a firewall costs the first read its wait, not every one."""
+        now_s = self._clock.now()
+        self._shunned = {each: until for each, until in self._shunned.items() if until > now_s}
+        self._shunned[endpoint] = now_s + SHUN_S
+        _log.info("kv_endpoint_passed_over", transport=endpoint.transport,
+                  address=endpoint.address, error=str(error),
+                  next=f"the holder's next endpoint is used for {SHUN_S:g} s")  # fmt: skip
+
+    async def _dial_one(self, endpoint: Endpoint, timeout_s: float) -> Connection:
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._dialers[endpoint.transport].dial(endpoint.address)

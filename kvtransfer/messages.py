@@ -83,7 +83,8 @@ class Frame:
     The last block may be partly filled. ``pieces`` is the payload: a view of each block when sent,
     one view of the received message when received. A frame in place has no pieces but
     ``block_ids``, numbers of the holder's blocks: they stay as they are until its bytes are
-    credited or the read is over.
+    credited or the read is over. One received over a connection with a lane has ``bytes_to_come``
+    instead of pieces.
     """
 
     ticket_id: TicketId
@@ -99,10 +100,11 @@ class Frame:
     xxh3: int
     pieces: tuple[memoryview, ...] = ()
     block_ids: tuple[int, ...] = ()
+    bytes_to_come: int = 0
 
     @property
     def payload_len(self) -> int:
-        return sum(piece.nbytes for piece in self.pieces)
+        return self.bytes_to_come or sum(piece.nbytes for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)

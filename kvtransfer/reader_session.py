@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from kvtransfer.block_bytes import carried, lying_there, place_frame
+from kvtransfer.block_bytes import Fill, carried, following, lying_there, place_frame
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
 from kvtransfer.digest import ReadDigest
@@ -177,18 +177,14 @@ class ReaderSession:
         if self._first_frame_s is None:
             self._first_frame_s = self._clock.now()
         self._check(frame)
-        layout, window = self._buffers.layout, self._connection.window
+        layout = self._buffers.layout
         first_block = self._position // layout.block_size
         blocks = range(first_block, first_block + layout.num_blocks(frame.num_tokens))
         num_bytes = len(blocks) * layout.block_bytes
-        if window is None:
-            fill = carried(frame)
-        else:
-            fill = lying_there(frame, window, self._ticket.layout.block_bytes)
         self._waits_for_peer = False
         await intake.take(num_bytes)
         await place_frame(
-            self._buffers, lease, blocks, frame, fill, read_back=self._config.read_back
+            self._buffers, lease, blocks, frame, self._fill(frame), read_back=self._config.read_back
         )
         self._waits_for_peer = True
         self._digest.add(frame.xxh3)
@@ -197,6 +193,12 @@ class ReaderSession:
         if self._position < self._ticket.num_tokens:
             await self._send(Credit(num_bytes))
             self._credit_bytes += num_bytes
+
+    def _fill(self, frame: Frame) -> Fill:
+        window, lane = self._connection.window, self._connection.lane
+        if window is not None:
+            return lying_there(frame, window)
+        return carried(frame) if lane is None else following(lane)
 
     def _check(self, frame: Frame) -> None:
         """Everything but the checksum. Raises FrameCorrupt naming the field."""
@@ -269,7 +271,7 @@ class ReaderSession:
         receiving, self._receiving = self._receiving, None
         data = await (receiving if receiving is not None else self._connection.receive())
         try:
-            return decode(data)
+            return decode(data, apart=self._connection.lane is not None)
         except UnknownMessage as error:
             raise FrameCorrupt(str(error)) from error
 

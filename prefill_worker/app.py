@@ -20,7 +20,6 @@ from engine.build import check_engine_config, max_model_len
 from engine.step import StepRunner
 from kvtransfer.exporter import Exporter
 from kvtransfer.transports.base import Listener
-from kvtransfer.transports.shm import ShmListener
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink
 from pdserve.log import event_log
@@ -31,6 +30,7 @@ from pdserve.router_sessions import RouterSessions
 from pdserve.tracing import Tracer
 from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits
 from prefill_worker.config import PrefillConfig
+from prefill_worker.listeners import own_listeners
 from prefill_worker.worker import PrefillWorker
 
 DialRouter = Callable[[str], Awaitable[WorkerLink]]
@@ -39,7 +39,7 @@ _log = event_log(__name__)
 
 
 class PrefillApp:
-    """Async context manager. ``listeners`` default to shm and gRPC, ``dial_router`` to gRPC too."""
+    """Async context manager. ``listeners`` default to listeners.py's, ``dial_router`` to gRPC."""
 
     def __init__(
         self,
@@ -59,7 +59,9 @@ class PrefillApp:
         self._runner = runner
         self._clock = clock
         self._exporter = Exporter(runner.buffers, clock, config.transfer)
-        self._listeners = list(self._own_listeners() if listeners is None else listeners)
+        self._listeners = list(
+            own_listeners(config, runner.buffers.memory_fd) if listeners is None else listeners
+        )
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []
         self._tracer = tracer or open_tracer(
@@ -159,14 +161,6 @@ class PrefillApp:
         for listener in reversed(self._started):
             await listener.close()
         self._started.clear()
-
-    def _own_listeners(self) -> list[Listener]:
-        """In the order in which readers shall try them: shared memory where there is any."""
-        from kvtransfer.transports.grpc import GrpcListener
-
-        over_tcp = GrpcListener(self._config.listen, self._config.advertise)
-        memory_fd = self._runner.buffers.memory_fd
-        return [over_tcp] if memory_fd is None else [ShmListener(memory_fd), over_tcp]
 
 
 async def _dial_by_grpc(address: str) -> WorkerLink:

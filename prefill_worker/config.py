@@ -26,6 +26,13 @@ class PrefillConfig:
         str,
         Option("address decode workers are told, host or host:port; empty: the one listened on"),
     ] = ""
+    stream_listen: Annotated[
+        str,
+        Option(
+            "where decode workers read KV over plain TCP (transport tcp), host:port; empty: any "
+            "free port beside --listen, unless --advertise names a forwarded port"
+        ),
+    ] = ""
     step_tokens: Annotated[
         int,
         Option("prompt tokens of one step, chunks of several prompts together; 0: one chunk",

@@ -1,11 +1,13 @@
 """The KV path between two processes beside what the machine could do at best.
 
-Three ways to move the KV of one prompt, taken in turns within one run, since a machine's speed
-changes over minutes:
+Ways to move the KV of one prompt, taken in turns within one run, since a machine's speed changes
+over minutes:
 
-    kv path       exporter -> gRPC over loopback -> importer: checksums, credit, own blocks, Ack
-    raw socket    sendall -> recv_into over loopback TCP, between the same two processes
-    memory copy   block by block within this process
+    shm, tcp, grpc   exporter -> that transport -> importer: checksums, credit, own blocks, Ack
+    raw socket       sendall -> recv_into over loopback TCP, between the same two processes
+    memory copy      block by block within this process
+
+"of raw" and "of copy" are ratios of medians.
 
 The layout is that of SmolLM2-135M. The first round is not counted. Not covered: a step running at
 the same time, other hosts, several reads at once.
@@ -31,17 +33,18 @@ from benchmarks.scenarios.transport_holder import (
     WholeMemory,
     layout_of,
     read_endpoints,
+    ticket_name,
     ticket_of,
 )
+from decode_worker.dialers import own_dialers
 from kvtransfer.config import TransferConfig
 from kvtransfer.importer import Importer
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.store import Lease
-from kvtransfer.transports.grpc import GrpcDialer
 from pdserve.clock import MonotonicClock
 from pdserve.types import Endpoint, WorkerId
 
-SUMMARY = "GB/s of the KV path beside a raw socket and a memory copy"
+SUMMARY = "GB/s of each KV transport beside a raw socket and a memory copy"
 _RECEIVE_BYTES = 1 << 20
 
 
@@ -62,11 +65,18 @@ def run(args: argparse.Namespace) -> ScenarioResult:
     with asyncio.Runner(loop_factory=factory) as runner:
         samples = runner.run(_measure(args))
     num_bytes = _num_bytes(args)
-    rows: list[tuple[str, ...]] = [("way", "GB/s", "min", "max", "ms")]
+    rows: list[tuple[str, ...]] = [
+        ("way", "GB/s", "min", "max", "ms", "of raw %", "of copy %"),
+    ]  # fmt: skip
+    median_s = {name: statistics.median(seconds) for name, seconds in samples.items()}
     for name, seconds in samples.items():
         rates = [num_bytes / each / 1e9 for each in seconds]
-        rows.append((name, *(f"{rate:.2f}" for rate in _spread(rates)),
-                     f"{statistics.median(seconds) * 1e3:.1f}"))  # fmt: skip
+        shares = (median_s[best] / median_s[name] for best in ("raw socket", "memory copy"))
+        row = (*_spread(rates), median_s[name] * 1e3, *(100 * share for share in shares))
+        cells = (
+            f"{value:.{digits}f}" for value, digits in zip(row, (2, 2, 2, 1, 0, 0), strict=True)
+        )
+        rows.append((name, *cells))
     data = {
         "layout": "SmolLM2-135M", "dtype": args.dtype, "num_tokens": args.tokens,
         "num_bytes": num_bytes, "frame_mib": args.frame_mib, "credit_mib": args.credit_mib,
@@ -89,11 +99,13 @@ async def _measure(args: argparse.Namespace) -> dict[str, list[float]]:
     num_blocks = layout.num_blocks(args.tokens)
     target, other = FilledBuffers(layout, num_blocks, 0), FilledBuffers(layout, num_blocks, 3)
     num_rounds = args.repeat + 1
-    samples: dict[str, list[float]] = {"kv path": [], "raw socket": [], "memory copy": []}
-    async with _holder(args, num_rounds) as (endpoint, raw_port):
-        reader = KvReader(target, endpoint, args)
+    async with _holder(args, num_rounds) as (endpoints, raw_port):
+        reader = KvReader(target, args)
+        ways = (*(endpoint.transport for endpoint in endpoints), "raw socket", "memory copy")
+        samples: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(num_rounds):
-            samples["kv path"].append(await reader.read(number))
+            for endpoint in endpoints:
+                samples[endpoint.transport].append(await reader.read(endpoint, number))
             samples["raw socket"].append(_receive_raw(raw_port, target))
             samples["memory copy"].append(_copy(target, other))
         await reader.close()
@@ -103,38 +115,41 @@ async def _measure(args: argparse.Namespace) -> dict[str, list[float]]:
 class KvReader:
     """The reader's end, as a decode worker has it."""
 
-    def __init__(self, target: FilledBuffers, endpoint: Endpoint, args: argparse.Namespace) -> None:
+    def __init__(self, target: FilledBuffers, args: argparse.Namespace) -> None:
         config = TransferConfig(
             max_frame_bytes=int(args.frame_mib * 2**20), credit_bytes=int(args.credit_mib * 2**20)
         )
-        self._dialer = GrpcDialer(config.max_message_bytes(target.layout))
+        self._dialers = own_dialers(config, target.layout)
         self._importer = Importer(
-            target, MonotonicClock(), config, WorkerId("reader"), "0", {"grpc": self._dialer}
+            target, MonotonicClock(), config, WorkerId("reader"), "0", self._dialers
         )
         self._target = target
-        self._endpoint = endpoint
         self._num_tokens = args.tokens
         self._intake = IntakeBudget(config.intake_bytes_per_step)  # idle: no limit
 
-    async def read(self, number: int) -> float:
+    async def read(self, endpoint: Endpoint, number: int) -> float:
         """Seconds from dialling to verified KV."""
 
         async def make_room(num_tokens: int) -> Lease:
             return WholeMemory(self._target.num_blocks)
 
-        ticket = ticket_of(number, self._target.layout, self._num_tokens, (self._endpoint,))
+        name = ticket_name(endpoint.transport, number)
+        ticket = ticket_of(name, self._target.layout, self._num_tokens, (endpoint,))
         started_s = time.perf_counter()
         await self._importer.redeem(ticket, make_room, self._intake)
         return time.perf_counter() - started_s
 
     async def close(self) -> None:
         await self._importer.close()
-        await self._dialer.close()
+        for dialer in self._dialers.values():
+            await dialer.close()
 
 
 @contextlib.asynccontextmanager
-async def _holder(args: argparse.Namespace, num_rounds: int) -> AsyncIterator[tuple[Endpoint, int]]:
-    """The holder's process; yields its KV endpoint and the port of its raw socket."""
+async def _holder(
+    args: argparse.Namespace, num_rounds: int
+) -> AsyncIterator[tuple[tuple[Endpoint, ...], int]]:
+    """The holder's process; yields its KV endpoints and the port of its raw socket."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.scenarios.transport_holder",
         args.dtype, str(args.block_size), str(args.tokens), str(num_rounds),

@@ -3,7 +3,8 @@
     python -m benchmarks.scenarios.transport_holder DTYPE BLOCK_SIZE TOKENS ROUNDS FRAME_BYTES LOOP
 
 Prints one line of JSON with its addresses and ends when its standard input does. Serves the same
-memory to KV reads (one ticket a round) and on a raw socket (a thread of its own).
+memory to KV reads (by every transport, one ticket a round and transport) and on a raw socket (a
+thread of its own).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import uvloop
 from kvtransfer.config import TransferConfig
 from kvtransfer.exporter import Exporter
 from kvtransfer.messages import FirstTokenInfo
+from kvtransfer.transports.base import Listener
 from kvtransfer.transports.grpc import GrpcListener
+from kvtransfer.transports.shm import ShmListener
+from kvtransfer.transports.tcp import TcpListener
 from pdserve.clock import MonotonicClock
 from pdserve.memory_file import MemoryFile
 from pdserve.types import Endpoint, KVLayout, TicketId, TransferTicket, WorkerId
@@ -78,18 +82,22 @@ def layout_of(dtype: str, block_size: int) -> KVLayout:
 
 
 def ticket_of(
-    number: int, layout: KVLayout, num_tokens: int, endpoints: tuple[Endpoint, ...] = ()
+    name: str, layout: KVLayout, num_tokens: int, endpoints: tuple[Endpoint, ...] = ()
 ) -> TransferTicket:
     return TransferTicket(
-        TicketId(f"round-{number}"), 1, WorkerId("holder"), "0", endpoints, layout, num_tokens,
+        TicketId(name), 1, WorkerId("holder"), "0", endpoints, layout, num_tokens,
         expires_in_s=600.0,
     )  # fmt: skip
 
 
-def read_endpoints(line: bytes) -> tuple[Endpoint, int]:
-    """(KV endpoint, raw port) from the line the holder prints."""
+def ticket_name(transport: str, number: int) -> str:
+    return f"{transport}-{number}"
+
+
+def read_endpoints(line: bytes) -> tuple[tuple[Endpoint, ...], int]:
+    """(KV endpoints, raw port) from the line the holder prints."""
     facts = json.loads(line)
-    return Endpoint(facts["transport"], facts["address"]), facts["raw_port"]
+    return tuple(Endpoint(*each) for each in facts["endpoints"]), facts["raw_port"]
 
 
 async def hold(
@@ -98,24 +106,25 @@ async def hold(
     layout = layout_of(dtype, block_size)
     buffers = FilledBuffers(layout, layout.num_blocks(num_tokens), seed=1)
     exporter = Exporter(buffers, MonotonicClock(), TransferConfig(max_frame_bytes=frame_bytes))
-    for number in range(num_rounds):
-        ticket = ticket_of(number, layout, num_tokens)
-        export = exporter.offer(ticket, WholeMemory(buffers.num_blocks), num_tokens)
-        export.advance(num_tokens)
-        export.commit(FirstTokenInfo(0, 1))
-    listener = GrpcListener()
-    endpoint = await listener.start(exporter.serve)
+    listeners: list[Listener] = [ShmListener(buffers.memory_fd), TcpListener(), GrpcListener()]
+    endpoints = [await listener.start(exporter.serve) for listener in listeners]
+    for endpoint in endpoints:
+        for number in range(num_rounds):
+            ticket = ticket_of(ticket_name(endpoint.transport, number), layout, num_tokens)
+            export = exporter.offer(ticket, WholeMemory(buffers.num_blocks), num_tokens)
+            export.advance(num_tokens)
+            export.commit(FirstTokenInfo(0, 1))
     with socket.create_server(("127.0.0.1", 0)) as raw:
         threading.Thread(target=_serve_raw, args=(raw, buffers.memory), daemon=True).start()
         facts = {
-            "transport": endpoint.transport,
-            "address": endpoint.address,
+            "endpoints": [(each.transport, each.address) for each in endpoints],
             "raw_port": raw.getsockname()[1],
         }
         print(json.dumps(facts), flush=True)
         await asyncio.to_thread(sys.stdin.read)
     await exporter.close()
-    await listener.close()
+    for listener in listeners:
+        await listener.close()
 
 
 def _serve_raw(server: socket.socket, memory: memoryview) -> None:

@@ -7,9 +7,10 @@ one reading and one sending task at a time; cancelling a pending call may break 
 when the message will go without the sender's help, and waits while much is on its way unread.
 
 Where one side can read the other's memory itself, the dialling end has a ``Window``: frames then
-name blocks instead of carrying their bytes. Transports know nothing of messages. What all of them
-must do is tests/integration/test_kv_transports.py; a new one is one more entry in
-tests/support/kv_transports.py.
+name blocks instead of carrying their bytes. Where bytes can go from memory to memory without a copy
+in between, both ends have a ``PayloadLane``: payloads then follow their message. Transports know
+nothing of messages. What all of them must do is tests/integration/test_kv_transports.py; a new one
+is one more entry in tests/support/kv_transports.py.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ class Window(Protocol):
         """
 
 
+class PayloadLane(Protocol):
+    """Bytes that follow a message on its connection, out of the sender's memory into the reader's.
+
+    Both ends know from the message how many there are; it is followed by all of them or the
+    connection is broken.
+    """
+
+    async def send(self, data: bytes, payload: Sequence[memoryview]) -> None:
+        """One message and its payload, which is read while this runs. Raises PeerUnreachable."""
+
+    async def receive_into(self, out: Sequence[memoryview]) -> None:
+        """The payload of the last message received, once. Raises PeerUnreachable."""
+
+
 class Connection(Protocol):
     @property
     def peer(self) -> str:
@@ -42,6 +57,10 @@ class Connection(Protocol):
     @property
     def window(self) -> Window | None:
         """None: bytes travel in messages only. The listening end has none."""
+
+    @property
+    def lane(self) -> PayloadLane | None:
+        """None: a payload is part of its message."""
 
     async def send(self, data: bytes) -> None:
         """Hand over one message; waits while the far end is behind. Raises PeerUnreachable."""

@@ -16,9 +16,9 @@ import grpc
 import grpc.aio
 
 from kvtransfer.config import MIB
+from kvtransfer.transports.addresses import check_told, told_address, warn_beyond_loopback
 from kvtransfer.transports.base import Handler
 from pdserve.errors import ConfigError, PeerUnreachable
-from pdserve.log import event_log
 from pdserve.rpc.channel import open_channel, server_options
 from pdserve.types import Endpoint
 
@@ -27,9 +27,6 @@ SERVICE = "pdserve.v1.KvTransferService"
 METHOD = "Read"
 DEFAULT_MESSAGE_BYTES = 5 * MIB
 _MAX_READER_MESSAGE_BYTES = MIB  # readers send headers only
-
-_log = event_log(__name__)
-_EVERY_ADDRESS = ("0.0.0.0", "[::]", "::")
 
 
 class GrpcListener:
@@ -65,11 +62,7 @@ class GrpcListener:
                 self._handling.discard(task)
 
         host = self._listen.rpartition(":")[0]
-        if host in _EVERY_ADDRESS and not self._advertise:
-            raise ConfigError(
-                f"advertise must be given with listen {self._listen}: no decode worker can dial"
-                f" {host}"
-            ).advise("add --advertise with this host's address as decode workers know it")
+        check_told("listen", self._listen, self._advertise)
         options = {
             **dict(server_options(_MAX_READER_MESSAGE_BYTES)),
             "grpc.max_send_message_length": -1,  # the reader's limit decides
@@ -89,14 +82,8 @@ class GrpcListener:
         await server.start()
         self._server = server
         self._port = port
-        if host not in ("127.0.0.1", "localhost", "[::1]", ""):
-            _log.warning(
-                "kv_listener_beyond_loopback",
-                address=f"{host}:{port}",
-                tls="off",
-                next="no authentication: let only trusted peers reach this port",
-            )
-        return Endpoint(TRANSPORT, self._address(host, port))
+        warn_beyond_loopback(TRANSPORT, host, port)
+        return Endpoint(TRANSPORT, told_address(host, port, self._advertise))
 
     async def close(self) -> None:
         server, self._server = self._server, None
@@ -104,13 +91,6 @@ class GrpcListener:
             await server.stop(grace=None)  # cancels the handlers, does not wait for them
             if self._handling:
                 await asyncio.wait(set(self._handling))
-
-    def _address(self, host: str, port: int) -> str:
-        if not self._advertise:
-            return f"{host}:{port}"
-        if self._advertise.rpartition(":")[2].isdigit() and not self._advertise.endswith("]"):
-            return self._advertise
-        return f"{self._advertise}:{port}"
 
 
 class GrpcDialer:
@@ -152,6 +132,7 @@ class GrpcClientConnection:
     """The reader's end. Cancelling a pending read or write cancels the call at once."""
 
     window = None
+    lane = None
 
     def __init__(self, address: str, call: Any) -> None:
         self._address = address
@@ -178,6 +159,7 @@ class GrpcServerConnection:
     """The holder's end; the stream ends when the handler returns."""
 
     window = None
+    lane = None
 
     def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         self._context = context

@@ -107,6 +107,7 @@ class InprocConnection:
     """One end."""
 
     window = None
+    lane = None
 
     def __init__(self, peer: str, outgoing: _Pipe, incoming: _Pipe) -> None:
         self._peer = peer

@@ -18,6 +18,8 @@ _LENGTH = struct.Struct("<I")
 class SocketConnection:
     """One end. ``max_message_bytes``: a longer one from the far end breaks the connection."""
 
+    lane = None
+
     def __init__(
         self,
         peer: str,

@@ -118,7 +118,7 @@ async def test_walkthrough(network: HostNetwork, tmp_path: Path) -> None:
         async for _ in call:
             pass
         assert call.timing is not None
-        assert (call.timing.kv_transport, call.timing.kv_tokens) == ("grpc", len(PROMPTS[0]))
+        assert (call.timing.kv_transport, call.timing.kv_tokens) == ("tcp", len(PROMPTS[0]))
         await Streams(client, PROMPTS, 20).assert_right()
         await assert_settled(client, "p", "d")
 
@@ -149,7 +149,10 @@ async def test_a_prefill_worker_behind_a_nat_advertises_a_forwarded_port(
 
 async def start_prefill(hosts: Hosts, host: str = "p") -> None:
     address = hosts.network.addresses[host]
-    await hosts.start(host, "prefill", "--listen=0.0.0.0:9200", f"--advertise={address}:9200")
+    await hosts.start(
+        host, "prefill", "--listen=0.0.0.0:9200", f"--advertise={address}",
+        "--stream-listen=0.0.0.0:9201",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("lost", ["p", "d"])
@@ -190,7 +193,7 @@ async def test_a_wrong_advertised_address_is_reported_at_joining(
         report = "kv_endpoint_unreachable prefill=p decode=d"
         await eventually(lambda: report in hosts.log("r").read_text(), timeout_s=30)
         await start_prefill(hosts, "e")
-        found = "kv_way_found prefill=e decode=d transport=grpc"
+        found = "kv_way_found prefill=e decode=d transport=tcp"
         await eventually(lambda: found in hosts.log("r").read_text(), timeout_s=30)
         await Streams(client, PROMPTS, 20).assert_right()
         await assert_settled(client, "p", "d", "e")

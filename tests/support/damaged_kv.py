@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kvtransfer.transports.base import Connection, Dialer
 from pdserve.errors import PeerUnreachable
+from support.whole_messages import WholeMessages
 
 Harm = Callable[[int, bytes], bytes | None]  # (n-th message from the holder, bytes) -> bytes or cut
 
@@ -27,8 +28,10 @@ class HarmfulDialer:
 
 
 class _HarmfulConnection:
+    lane = None
+
     def __init__(self, inner: Connection, harm: Harm) -> None:
-        self._inner = inner
+        self._inner = WholeMessages(inner)
         self._harm = harm
         self._num_received = 0
         self.window = inner.window

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from kvtransfer.codec import decode, encode
-from kvtransfer.messages import KvMessage
+from kvtransfer.messages import Frame, KvMessage
 from kvtransfer.transports.base import Connection, Dialer, Handler
 from pdserve.errors import PeerUnreachable
 from support.kv_pair import Carrier
+from support.whole_messages import WholeMessages
 
 Action = Callable[[int, bytes], bytes | None]
 """(number, message) -> what goes on instead, or None to break the connection there."""
@@ -57,14 +58,18 @@ class _TappedDialer:
 
 
 class _TappedConnection:
+    lane = None
+
     def __init__(self, connection: Connection, tap: Tap) -> None:
-        self._connection = connection
+        self._connection = WholeMessages(connection)
         self._tap = tap
         self.peer = connection.peer
         self.window = connection.window
 
     async def send(self, data: bytes) -> None:
-        await self._connection.send(await self._pass_on(data))
+        message = decode(data)
+        payload_len = message.payload_len if isinstance(message, Frame) else 0
+        await self._connection.send(await self._pass_on(data), payload_len)
 
     async def receive(self) -> bytes:
         return await self._pass_on(await self._connection.receive())
@@ -104,7 +109,11 @@ class Talker:
         self.connection = connection
 
     async def say(self, message: KvMessage) -> None:
-        await self.connection.send(encode(message))
+        lane = self.connection.lane
+        if lane is not None and isinstance(message, Frame):
+            await lane.send(encode(message, apart=True), message.pieces)
+        else:
+            await self.connection.send(encode(message))
 
     async def hear(self) -> KvMessage:
         return decode(await self.connection.receive())

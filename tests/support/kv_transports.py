@@ -19,6 +19,7 @@ from kvtransfer.transports.base import Dialer, Listener
 from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
 from kvtransfer.transports.inproc import InprocNetwork
 from kvtransfer.transports.shm import ShmDialer, ShmListener
+from kvtransfer.transports.tcp import TcpDialer, TcpListener
 
 
 class Carrier:
@@ -58,6 +59,10 @@ def _shm(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
     return Carrier(ShmListener(buffers.memory_fd), ShmDialer())
 
 
+def _tcp(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    return Carrier(TcpListener(), TcpDialer())
+
+
 def _no_memfd() -> str:
     return "" if hasattr(os, "memfd_create") else "no memfd_create on this system"
 
@@ -65,6 +70,7 @@ def _no_memfd() -> str:
 CASES = {
     "inproc": TransportCase(_inproc, crosses=False),
     "grpc": TransportCase(_grpc),
+    "tcp": TransportCase(_tcp),
     "shm": TransportCase(_shm, missing=_no_memfd),
 }
 

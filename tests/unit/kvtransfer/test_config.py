@@ -1,14 +1,33 @@
 from dataclasses import replace
 
-from kvtransfer.config import MIB, TransferConfig
+import pytest
+
+from kvtransfer.config import MIB, TRANSPORTS, TransferConfig
 from pdserve.config import option_fields
+from pdserve.errors import ConfigError
 from pdserve.types import KVLayout
 
 
 def test_every_option_has_help_and_a_unit() -> None:
     for field in option_fields(TransferConfig):
         assert field.option.help
-        assert field.option.unit in ("bytes", "s") or field.name == "read_back", field.name
+        plain = field.name in ("read_back", "kv_transports")
+        assert field.option.unit in ("bytes", "s") or plain, field.name
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed"),
+    [("auto", ["shm", "tcp", "grpc"]), ("grpc", ["grpc"]), ("tcp, shm", ["shm", "tcp"])],
+)
+def test_which_transports_are_allowed(names: str, allowed: list[str]) -> None:
+    config = TransferConfig(kv_transports=names)
+    assert [name for name in TRANSPORTS if config.allows(name)] == allowed
+
+
+@pytest.mark.parametrize("names", ["", "rdma", "grpc,rdma"])
+def test_an_unknown_transport_is_refused_by_name(names: str) -> None:
+    with pytest.raises(ConfigError, match=r"kv_transports: .* none of shm, tcp, grpc"):
+        TransferConfig(kv_transports=names).allows("grpc")
 
 
 def test_a_reader_waits_longer_than_a_holder() -> None:
