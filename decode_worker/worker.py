@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence as SequenceOf
 
 from decode_worker.config import DecodeConfig
+from decode_worker.forking import ForkClaim, Forking
 from decode_worker.intake import Intake
 from decode_worker.leg import ARRIVING, OWNED, DecodeLeg, LegState
 from decode_worker.meeting import Meeting
@@ -83,6 +84,7 @@ class DecodeWorker:
             pool, runner.layout.block_size, hello.model_fingerprint,
             enabled=config.engine.prefix_cache == "on",
         )  # fmt: skip
+        self._forking = Forking(pool, runner.buffers, enabled=config.engine.prefix_cache == "on")
         self._room = ArrivalRoom(pool)
         budget = IntakeBudget(config.transfer.intake_bytes_per_step)
         self._intake = Intake(importer, self._room, self, budget)
@@ -279,18 +281,21 @@ class DecodeWorker:
         request_id = submit.attempt.request.request_id
         sink.emit(Busy(request_id, submit.attempt.epoch, submit.leg, free))
 
-    def _claim(self, submit: Submit) -> ContextClaim:
+    def _claim(self, submit: Submit) -> ContextClaim | ForkClaim:
         """A prompt computed here samples from its last token, which is therefore never cached."""
         attempt, ticket = submit.attempt, submit.ticket
-        num_tokens = attempt.num_context_tokens if ticket is None else ticket.num_tokens
-        return self._cache.claim(attempt, num_tokens, num_tokens - (ticket is None))
+        if ticket is not None:
+            return self._cache.claim(attempt, ticket.num_tokens, ticket.num_tokens)
+        num_tokens = attempt.num_context_tokens
+        claim = self._cache.claim(attempt, num_tokens, num_tokens - 1)
+        return self._forking.claim(self._legs.values(), attempt, claim)
 
-    def _num_extra(self, claim: ContextClaim, submit: Submit) -> int:
+    def _num_extra(self, claim: ContextClaim | ForkClaim, submit: Submit) -> int:
         """Blocks beyond the context's own that its first generated token needs: none or one."""
         num_blocks = self._layout.num_blocks(submit.attempt.num_context_tokens + 1)
         return max(0, num_blocks - claim.num_blocks)
 
-    def _has_room(self, submit: Submit, claim: ContextClaim) -> bool:
+    def _has_room(self, submit: Submit, claim: ContextClaim | ForkClaim) -> bool:
         if self._draining or len(self._legs) >= self._max_running:
             return False
         need = claim.num_needed + self._num_extra(claim, submit)
@@ -305,7 +310,7 @@ class DecodeWorker:
                 reserve += self._layout.num_blocks(len(leg.held.token_ids)) if parked else 1
         return reserve
 
-    def _admit(self, submit: Submit, claim: ContextClaim, sink: EventSink) -> None:
+    def _admit(self, submit: Submit, claim: ContextClaim | ForkClaim, sink: EventSink) -> None:
         attempt = submit.attempt
         leg = DecodeLeg(
             submit, sink, self._next_order, LegState.OPENING, submitted_s=self._clock.now()
@@ -321,11 +326,16 @@ class DecodeWorker:
             lease = claim.take()
             assert lease is not None, "admitted without room"
             leg.sequence = Sequence(attempt, lease, claim.chain)
-            leg.num_cached_tokens = self._cache.num_cached_tokens(lease)
+            leg.num_cached_tokens = (
+                claim.num_known_tokens
+                if isinstance(claim, ForkClaim)
+                else self._cache.num_cached_tokens(lease)
+            )
             leg.sequence.num_computed = leg.num_cached_tokens
             leg.state = LegState.PREFILLING
             self.loop.wake()
         else:
+            assert isinstance(claim, ContextClaim), "a fork has no ticket"
             leg.promise = self._room.promise(claim, self._num_extra(claim, submit))
             self._intake.begin(leg)
 

@@ -25,7 +25,7 @@ from router.config import RouterConfig
 from support.fake_engine import generate, make_attempt
 from support.tiny_families import write_tiny_family
 from support.tiny_llama import write_tiny_llama
-from support.trio import Trio, TrioOptions, eventually
+from support.trio import Trio, TrioOptions, collect, eventually
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 SEEDED = replace(GREEDY, temperature=0.9, top_p=0.95, seed=99)
@@ -190,3 +190,17 @@ async def test_retries_change_no_token(checkpoint: Path, victim: str, after_toke
             if len(got) == after_tokens:
                 await trio.restart(victim)
     assert got == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_several_answers_are_those_of_separate_requests(checkpoint: Path, dtype: str) -> None:
+    engine, model = engine_of(checkpoint, dtype), prepared(checkpoint, dtype)
+    seeds = [replace(SEEDED, seed=seed) for seed in range(3)]
+    prompts = [prompt(length) for length in LENGTHS]
+    expected = [await plain_loop(engine, model, prompts, sampling) for sampling in seeds]
+    async with Trio(TrioOptions(engine=engine, model=model)) as trio:
+        for position, ids in enumerate(prompts):
+            first = trio.start(ids, seeds[0])
+            others = [trio.start(ids, sampling, follows=first) for sampling in seeds[1:]]
+            outcomes = await asyncio.gather(*map(collect, (first, *others)))
+            assert [o.ids for o in outcomes] == [each[position] for each in expected]
