@@ -34,6 +34,7 @@ SCENARIOS = (
     "clients",
     "prefix",
     "scaling",
+    "weights",
     "ledger",
 )
 
