@@ -15,17 +15,17 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.host import inspect_host
 from cluster.plan import ServicePlan
+from engine.cpu_memory import default_cpu_kv_bytes
 from engine.modelfiles.resolve import resolve_source
 from pdserve.config import cache_folder
 from pdserve.errors import PdserveError
+from pdserve.host_memory import available_memory_bytes
 from pdserve.types import Role
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
-_DEFAULT_CPU_KV_MIB = 1024.0  # what --kv-memory-mib 0 means on a CPU
 _PROCESS_MIB = 400  # of one role besides weights and KV
 _MIN_OPEN_FILES = 1024
 _MIB = 1 << 20
@@ -100,30 +100,23 @@ def _cores(plan: ServicePlan) -> Iterator[Finding]:
 
 
 def _memory(plan: ServicePlan) -> Iterator[Finding]:
-    available_mib = available_memory_bytes() / _MIB
+    available_bytes = available_memory_bytes()
+    available_mib = available_bytes / _MIB
+    num_cores = len(os.sched_getaffinity(0))
     counts = {Role.PREFILL: plan.serve.prefill_workers, Role.DECODE: plan.serve.decode_workers}
     need_mib = float(_PROCESS_MIB)
     for role in plan.roles:
         engine = plan.engine(role)
         kv_mib = engine.kv_memory_mib
         if not kv_mib and engine.engine == "model" and engine.device == "cpu":
-            kv_mib = _DEFAULT_CPU_KV_MIB
+            threads = engine.threads or max(1, num_cores // sum(counts[r] for r in plan.roles))
+            kv_mib = default_cpu_kv_bytes(threads, available_bytes) / _MIB
         need_mib += counts[role] * (kv_mib + _PROCESS_MIB)
     text = f"{available_mib:,.0f} MiB available, about {need_mib:,.0f} MiB for KV and processes"
     if need_mib > available_mib:
         yield Finding("memory", PROBLEM, text, "lower --kv-memory-mib or the number of workers")
     else:
         yield Finding("memory", OK, f"{text}, and the weights once")
-
-
-def available_memory_bytes() -> int:
-    """What the kernel would give without swapping, and no more than the cgroup's limit leaves."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        return min(kib * 1024, int(text) - int(used.read_text()))
-    return kib * 1024
 
 
 def _ports(plan: ServicePlan) -> Iterator[Finding]:

@@ -36,7 +36,8 @@ class EngineConfig:
     cpus: Annotated[str, Option("cores to run on, as '0,2-3'; empty: any")] = ""
     block_size: Annotated[int, Option("KV block", unit="tokens", low=1, high=1024)] = 16
     kv_memory_mib: Annotated[
-        float, Option("memory for KV blocks; 0: 1024 on a CPU, 80 % of what is free on a GPU",
+        float, Option("memory for KV blocks; 0: on a CPU half of what is available times the share"
+                      " of the cores that compute, on a GPU 80 % of what is free",
                       unit="MiB", low=0)
     ] = 0.0  # fmt: skip
     max_model_len: Annotated[

@@ -21,6 +21,7 @@ import torch
 
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
+from engine.cpu_memory import default_cpu_kv_bytes
 from engine.devices import free_bytes, parse_device, wait_for_device
 from engine.kv_cache import KvCache
 from engine.logit_edits import plan_edits
@@ -31,6 +32,7 @@ from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow
 from engine.step_models import StagedStep, StepModel
 from pdserve.errors import ConfigError
+from pdserve.host_memory import available_memory_bytes
 from pdserve.log import event_log
 from pdserve.prepared import PreparedModel
 from pdserve.types import Attempt, KVLayout, Request, RequestId, SamplingParams
@@ -38,7 +40,6 @@ from pdserve.types import Attempt, KVLayout, Request, RequestId, SamplingParams
 logger = event_log(__name__)
 
 WARM_UP_TOKENS = 33
-DEFAULT_CPU_KV_MIB = 1024.0
 DEFAULT_GPU_KV_SHARE = 0.8  # of the memory that is free once the weights are loaded
 MAX_FULL_CONTEXTS = 64  # no pool is made larger than this many of the longest sequences need
 
@@ -186,7 +187,7 @@ def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRu
         prepared,
         map_weights(prepared),
         device=str(device),
-        num_blocks=_num_blocks(config, prepared, device),
+        num_blocks=_num_blocks(config, prepared, device, num_threads),
         block_size=config.block_size,
         num_threads=num_threads,
         cpus=cpus,
@@ -214,14 +215,16 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def _num_blocks(config: EngineConfig, prepared: PreparedModel, device: torch.device) -> int:
+def _num_blocks(
+    config: EngineConfig, prepared: PreparedModel, device: torch.device, num_threads: int
+) -> int:
     shape = prepared.config
     layout = KVLayout(
         shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, prepared.dtype
     )
     memory_bytes = config.kv_memory_mib * 2**20
     if not memory_bytes and device.type == "cpu":
-        memory_bytes = DEFAULT_CPU_KV_MIB * 2**20
+        memory_bytes = default_cpu_kv_bytes(num_threads, available_memory_bytes())
     elif not memory_bytes:
         weights_bytes = prepared.weights_path.stat().st_size
         memory_bytes = DEFAULT_GPU_KV_SHARE * max(0, free_bytes(device) - weights_bytes)
