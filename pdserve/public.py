@@ -4,8 +4,7 @@
 
 The face (pdserve/rpc/inference_server.py) knows the service as an ``InferenceBackend``; the router
 satisfies it (router/grpc_backend.py), and so can a stand-in of twenty lines. The clients use the
-same values. This module does not know bytes, text processing or workers. Not covered: several
-answers to one prompt.
+same values. This module does not know bytes, text processing or workers.
 """
 
 from __future__ import annotations
@@ -88,6 +87,7 @@ class GenerateJob:
     priority: int = 0
     timeout_s: float | None = None
     cache_salt: str = ""  # prefixes are shared between requests of one salt only
+    num_answers: int = 1
     traceparent: str = ""  # W3C context of the client's span; travels as metadata of that name
 
     def __post_init__(self) -> None:
@@ -123,13 +123,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class GenerateDelta:
-    """What came since the last one. Exactly the last has ``finish_reason`` and ``usage``."""
+    """What came of one answer since its last delta.
+
+    The last of an answer has ``finish_reason``, the last of all ``usage``, for all together.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[SampledToken, ...] = ()  # one for each token if asked for
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    answer_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

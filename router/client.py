@@ -59,6 +59,7 @@ class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate``; what is left out is left to the service.
 
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
+    ``num_answers``: chunks tell by ``answer_index`` whose they are;
     ``traceparent``: W3C context of the caller's span;
     ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
     "tool_call_id" if wanted; the rest as in SamplingOptions.
@@ -72,6 +73,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     timeout_s: float
     cache_salt: str
+    num_answers: int
     traceparent: str
     max_tokens: int
     min_tokens: int
@@ -173,6 +175,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         priority=options.get("priority", 0),
         timeout_s=options.get("timeout_s"),
         cache_salt=options.get("cache_salt", ""),
+        num_answers=options.get("num_answers", 1),
         traceparent=options.get("traceparent", ""),
     )
 

@@ -8,9 +8,10 @@ is pdserve/rpc/inference_server.py) and judges no ranges; TextService and Sampli
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TypeVar
 
-from pdserve.errors import UnknownModel
+from pdserve.errors import PdserveError, UnknownModel
 from pdserve.public import ChatMessage as PublicMessage
 from pdserve.public import (
     ClusterStatusView,
@@ -24,11 +25,22 @@ from pdserve.public import (
     WorkerView,
 )
 from pdserve.types import ModelInfo, RequestId, RequestTiming, SamplingParams
+from router.answer_streams import AnswerStreams
 from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.cluster_view import ClusterStatus, WorkerEntry
 from router.recent_requests import RecentRequests
 from router.text_generation import TextGeneration, TextService
-from router.text_job import ChatPrompt, Prompt, TextDelta, TextJob, TextPrompt, TokenPrompt
+from router.text_job import (
+    ChatPrompt,
+    Prompt,
+    TextDelta,
+    TextJob,
+    TextPrompt,
+    TokenPrompt,
+    answer_id,
+    check_num_answers,
+    new_request_id,
+)
 from router.text_job import TokenText as RouterTokenText
 
 _NO_LIMIT = 2**31 - 1  # stands in for max_tokens until the text service knows the real one
@@ -36,39 +48,52 @@ _NumberT = TypeVar("_NumberT", int, float)
 
 
 class TextStream:
-    """One generation; satisfies ``GenerationStream``."""
+    """The answers to one prompt; satisfies ``GenerationStream``.
 
-    def __init__(self, generation: TextGeneration) -> None:
-        self._generation = generation
+    ``request_id`` and ``timing`` are the first one's, for which the prompt was computed.
+    """
+
+    def __init__(self, generations: tuple[TextGeneration, ...]) -> None:
+        self._generations = generations
+        self._first = generations[0]
+        self._answers = AnswerStreams(generations) if len(generations) > 1 else None
+        self._num_ended = 0
 
     @property
     def request_id(self) -> str:
-        return self._generation.request_id
+        return self._first.request_id
 
     @property
     def timing(self) -> RequestTiming:
-        return self._generation.timing
+        return self._first.timing
 
     def first_piece_sent(self) -> None:
-        self._generation.first_piece_sent()
+        self._first.first_piece_sent()
 
     def cancel(self, reason: str) -> None:
-        self._generation.cancel(reason)
+        if self._answers is not None:
+            self._answers.close()
+        for generation in self._generations:
+            generation.cancel(reason)
 
     def __aiter__(self) -> AsyncIterator[GenerateDelta]:
         return self
 
     async def __anext__(self) -> GenerateDelta:
-        return self._public_delta(await anext(self._generation))
+        if self._answers is None:
+            return self._public_delta(0, await anext(self._first))
+        try:
+            item = await self._answers.read()
+        except PdserveError:
+            self.cancel("another answer to the prompt failed")
+            raise
+        if item is None:
+            raise StopAsyncIteration
+        return self._public_delta(*item)
 
-    def _public_delta(self, delta: TextDelta) -> GenerateDelta:
-        usage = None
-        if delta.finish_reason is not None:
-            usage = Usage(
-                self._generation.num_prompt_tokens,
-                self._generation.num_completion_tokens,
-                self._generation.num_cached_tokens,
-            )
+    def _public_delta(self, answer_index: int, delta: TextDelta) -> GenerateDelta:
+        self._num_ended += delta.finish_reason is not None
+        ends = delta.finish_reason is not None and self._num_ended == len(self._generations)
         return GenerateDelta(
             text=delta.text,
             token_ids=delta.token_ids,
@@ -77,7 +102,16 @@ class TextStream:
                 for each in delta.logprobs
             ),
             finish_reason=delta.finish_reason,
-            usage=usage,
+            usage=self._usage() if ends else None,
+            answer_index=answer_index,
+        )
+
+    def _usage(self) -> Usage:
+        """The prompt is counted once."""
+        return Usage(
+            self._first.num_prompt_tokens,
+            sum(generation.num_completion_tokens for generation in self._generations),
+            self._first.num_cached_tokens,
         )
 
 
@@ -96,11 +130,11 @@ class TextBackend:
         self._recent = RecentRequests(0) if recent is None else recent
 
     async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> TextStream:
-        """Raises UnknownModel, and what TextService.start raises."""
+        """Raises UnknownModel, and what TextService.start_all raises."""
         served = self._service.model.name
         if job.model not in ("", served):
             raise UnknownModel(f"model: {job.model!r} is not served here, only {served!r}")
-        return TextStream(await self._service.start(_text_job(job), receive_s=receive_s))
+        return TextStream(await self._service.start_all(_text_jobs(job), receive_s=receive_s))
 
     def models(self) -> tuple[ModelInfo, ...]:
         return (self._service.model,)
@@ -121,6 +155,19 @@ class TextBackend:
             num_tickets=status.num_tickets,
             draining=status.draining,
         )
+
+
+def _text_jobs(job: GenerateJob) -> tuple[TextJob, ...]:
+    """One for each answer."""
+    check_num_answers("num_answers", job.num_answers)
+    first = _text_job(job)
+    if job.num_answers == 1:
+        return (first,)
+    request_id = first.request_id or new_request_id()
+    return tuple(
+        replace(first, answer_index=i, request_id=answer_id(request_id, i))
+        for i in range(job.num_answers)
+    )
 
 
 def _text_job(job: GenerateJob) -> TextJob:

@@ -16,6 +16,8 @@ from router.stop_strings import check_stop_strings
 
 MAX_TIMEOUT_S = 24 * 3600.0
 MAX_PRIORITY = 1_000_000
+MAX_ANSWERS = 128  # of one request, to all its prompts
+MAX_REQUEST_ID_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,19 @@ class ChatPrompt:
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+def check_num_answers(field: str, num_answers: int) -> None:
+    """Raises InvalidRequest."""
+    if not 1 <= num_answers <= MAX_ANSWERS:
+        raise InvalidRequest(field, f"must lie in [1, {MAX_ANSWERS}], not {num_answers}")
+
+
+def answer_id(request_id: RequestId, position: int) -> RequestId:
+    """The id of one of several answers to a request, within the limit of ids."""
+    ending = f"-{position}"
+    return RequestId(request_id[: MAX_REQUEST_ID_CHARS - len(ending)] + ending)
+
 
 _GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)
 _MASK = 2**64 - 1

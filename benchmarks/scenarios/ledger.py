@@ -13,9 +13,10 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+from benchmarks.lean_http import LeanHttpFace
 from benchmarks.result import ScenarioResult
 from cluster.load.arrivals import Job
-from cluster.load.faces import GrpcFace, HttpFace, ServiceFace
+from cluster.load.faces import GrpcFace, ServiceFace
 from cluster.load.percentiles import percentile
 from cluster.load.records import RequestRecord
 from cluster.load.sending import Sender, closed_loop
@@ -55,7 +56,7 @@ async def _measure(args: argparse.Namespace) -> dict[str, list[RequestRecord]]:
     async with started_service(args.flags) as facts:
         faces: dict[str, ServiceFace] = {
             "gRPC": GrpcFace(facts.grpc_target),
-            "HTTP": HttpFace(facts.http_url),
+            "HTTP": LeanHttpFace(facts.http_url),
         }
         vocab_size = await faces["gRPC"].vocab_size()
         for name, face in faces.items():

@@ -52,6 +52,7 @@ def encode_job(job: GenerateJob) -> pb.GenerateRequest:
             priority=job.priority,
             timeout_s=job.timeout_s,
             cache_salt=job.cache_salt,
+            num_answers=None if job.num_answers == 1 else job.num_answers,
         )
     except (ValueError, TypeError) as error:
         raise InvalidRequest("request", str(error)) from error
@@ -78,6 +79,7 @@ def decode_job(data: bytes) -> GenerateJob:
         priority=message.priority,
         timeout_s=timeout_s,
         cache_salt=message.cache_salt,
+        num_answers=message.num_answers if message.HasField("num_answers") else 1,
     )
 
 
@@ -160,6 +162,7 @@ def encode_delta(delta: GenerateDelta) -> pb.GenerateResponse:
             for each in delta.logprobs
         ],
         finish_reason=values.FINISH_TO_PB[delta.finish_reason],
+        answer_index=delta.answer_index,
         usage=None
         if usage is None
         else pb.Usage(
@@ -187,6 +190,7 @@ def decode_delta(message: pb.GenerateResponse) -> GenerateDelta:
         usage=Usage(usage.num_prompt_tokens, usage.num_completion_tokens, usage.num_cached_tokens)
         if message.HasField("usage")
         else None,
+        answer_index=message.answer_index,
     )
 
 

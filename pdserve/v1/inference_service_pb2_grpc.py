@@ -68,7 +68,7 @@ class InferenceServiceServicer:
 
         The trailing metadata pdserve-timing, on success and on failure, is the ledger of the request
         as a JSON object: the fields of RequestTiming in pdserve/types.py (durations in seconds) and
-        ttft_s.
+        ttft_s. Of several answers it is the first one's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

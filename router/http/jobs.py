@@ -14,11 +14,20 @@ from pdserve.types import MAX_LOGPROBS, RequestId, SamplingParams
 from router.http.messages import chat_messages
 from router.http.refusals import check_chat, check_completion, refuse
 from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from router.text_job import MAX_TIMEOUT_S, ChatPrompt, Prompt, TextJob, TextPrompt, TokenPrompt
+from router.text_job import (
+    MAX_ANSWERS,
+    MAX_TIMEOUT_S,
+    ChatPrompt,
+    Prompt,
+    TextJob,
+    TextPrompt,
+    TokenPrompt,
+    answer_id,
+    check_num_answers,
+)
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 MAX_PROMPTS = 128  # of one request
-MAX_ANSWERS = 128  # of one request, to all its prompts
 _NO_LIMIT = 2**31 - 1  # stands in for max_tokens until the text service knows the real one
 _MAX_ID_DIGITS = 10
 _SEED_MASK = 2**63 - 1
@@ -85,8 +94,7 @@ def chat_jobs(body: ChatRequest, request_id: RequestId) -> tuple[TextJob, ...]:
 def _num_told(body: GenerationRequest) -> int:
     """Answers to each prompt that the client gets."""
     num_answers = 1 if body.n is None else body.n
-    if not 1 <= num_answers <= MAX_ANSWERS:
-        raise InvalidRequest("n", f"must lie in [1, {MAX_ANSWERS}], not {num_answers}")
+    check_num_answers("n", num_answers)
     return num_answers
 
 
@@ -114,7 +122,7 @@ def _with_answers(jobs: list[TextJob], num_answers: int) -> tuple[TextJob, ...]:
         return tuple(jobs)
     answers = [replace(job, answer_index=j) for job in jobs for j in range(num_answers)]
     return tuple(
-        replace(job, request_id=RequestId(f"{job.request_id}-{i}")) for i, job in enumerate(answers)
+        replace(job, request_id=answer_id(job.request_id, i)) for i, job in enumerate(answers)
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -82,6 +83,15 @@ async def test_every_piece_that_is_written_is_told() -> None:
     async with service(backend) as (client, _):
         assert len([delta async for delta in client.generate("Hi")]) == len(ANSWER)
         assert (await backend.streams.get()).num_first_pieces == len(ANSWER)
+
+
+async def test_several_answers_are_told_apart_by_index() -> None:
+    deltas = tuple(replace(delta, answer_index=i) for delta in ANSWER for i in (0, 1))
+    backend = ScriptedBackend(deltas)
+    async with service(backend) as (client, _):
+        found = [delta async for delta in client.generate("Hi", num_answers=2)]
+        assert found == list(deltas)
+        assert [job.num_answers for job in backend.jobs] == [2]
 
 
 async def test_everything_asked_for_arrives() -> None:

@@ -1,0 +1,71 @@
+"""Several answers by gRPC: told apart by index, the prompt counted once, one failure ends all."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pdserve.errors import EngineFailure, InvalidRequest
+from pdserve.public import GenerateJob, Usage
+from router.cluster_view import ClusterStatus
+from router.grpc_backend import TextBackend
+from router.text_generation import TextService
+from router.text_job import seed_of_answer
+from support.scripted_tokens import Script, ScriptedTokens, byte_text_model, script
+
+STATUS = ClusterStatus("colocated", "m", (), 0, 0, 0, False)
+
+
+def backend_of(*scripts: Script) -> tuple[TextBackend, ScriptedTokens]:
+    tokens = ScriptedTokens(*scripts)
+    return TextBackend(TextService(tokens, byte_text_model()), lambda: STATUS), tokens
+
+
+async def test_answers_are_told_apart_and_the_prompt_is_counted_once() -> None:
+    backend, tokens = backend_of(script("one"), script("two!"))
+    stream = await backend.generate(GenerateJob(prompt="Hi", num_answers=2, request_id="mine"))
+    texts, ends, usages = {0: "", 1: ""}, [], []
+    async for delta in stream:
+        texts[delta.answer_index] += delta.text
+        if delta.finish_reason is not None:
+            ends.append(delta.answer_index)
+        usages.append(delta.usage)
+    assert texts == {0: "one", 1: "two!"}
+    assert sorted(ends) == [0, 1]
+    assert usages == [None] * (len(usages) - 1) + [Usage(2, 4 + 5)]
+    first, other = tokens.requests
+    assert (first.request_id, other.request_id) == ("mine-0", "mine-1")
+    assert other.sampling.seed == seed_of_answer(first.sampling.seed, 1)
+    assert tokens.follows == [None, first.request_id]
+    assert stream.request_id == first.request_id
+
+
+async def test_the_failure_of_one_ends_all() -> None:
+    backend, tokens = backend_of(
+        script("abc", pause_at=1), script("abc", fail_at=1, error=EngineFailure("broken"))
+    )
+    with pytest.raises(EngineFailure):
+        async for _ in await backend.generate(GenerateJob(prompt="Hi", num_answers=2)):
+            pass
+    assert tokens.num_running == 0
+
+
+async def test_who_cancels_cancels_all() -> None:
+    backend, tokens = backend_of(script("abc", pause_at=1))
+    before = asyncio.all_tasks()
+    stream = await backend.generate(GenerateJob(prompt="Hi", num_answers=3))
+    await anext(aiter(stream))
+    stream.cancel("enough")
+    assert tokens.num_running == 0
+    left = asyncio.all_tasks() - before
+    await asyncio.gather(*left, return_exceptions=True)
+    assert [reason for _, reason in tokens.cancels] == ["enough"] * 3
+
+
+@pytest.mark.parametrize("count", [0, -1, 129])
+async def test_numbers_out_of_range_are_refused(count: int) -> None:
+    backend, tokens = backend_of(script("abc"))
+    with pytest.raises(InvalidRequest, match=r"num_answers: must lie in \[1, 128\]"):
+        await backend.generate(GenerateJob(prompt="Hi", num_answers=count))
+    assert not tokens.requests
