@@ -35,6 +35,7 @@ SCENARIOS = (
     "prefix",
     "scaling",
     "weights",
+    "routing",
     "ledger",
 )
 

@@ -21,6 +21,7 @@ from pdserve.shared_options import (
     Weights,
 )
 from pdserve.tracing import TracingConfig
+from router.route_policy import RoutePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,24 @@ class RouterConfig:
             high=1000,
         ),
     ] = 2.0
+    route_policy: Annotated[
+        str,
+        Option(
+            "what a worker is chosen by: predicted cost (queue, uncached prompt, steps, KV), or, to"
+            " compare with, load alone, turns, or the better of two drawn",
+            choices=tuple(RoutePolicy),
+        ),
+    ] = "cost"
+    prefix_index_blocks: Annotated[
+        int,
+        Option(
+            "different KV blocks of the workers' prefix caches that the router keeps track of; 20"
+            " bytes each, more or less",
+            unit="blocks",
+            low=1024,
+            high=100_000_000,
+        ),
+    ] = 1_000_000
     max_redispatches: Annotated[
         int, Option("times a request is tried again after a failure", low=0, high=100)
     ] = 2

@@ -14,20 +14,22 @@ from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
+from router.fleet import Column
 from router.flight import Flight
 from router.policy import (
     Colocated,
     Decision,
     Demand,
+    Fleet,
     Placement,
     PolicyLimits,
     Unplaced,
     Waiting,
-    WorkerView,
     place,
 )
 from router.pool import WorkerPool
 from router.request_queue import RequestQueue
+from router.route_policy import RoutePolicy
 
 logger = event_log(__name__)
 
@@ -45,6 +47,7 @@ class Dispatcher:
             dispatch_window_chunks=config.dispatch_window_chunks,
             hung_after_s=config.worker_loss_s / 2,
             colocated=config.is_colocated,
+            policy=RoutePolicy(config.route_policy),
         )
 
     def run(self) -> list[tuple[Flight, Waiting | None]]:
@@ -54,8 +57,8 @@ class Dispatcher:
         first one that holds up the others.
         """
         looked_at: list[tuple[Flight, Waiting | None]] = []
-        views = self._pool.views()
-        for flight, decision in self._decisions(views):
+        fleet = self._pool.fleet()
+        for flight, decision in self._decisions(fleet):
             if isinstance(decision, Unplaced):
                 looked_at.append((flight, decision.reason))
                 if decision.reason.holds_up_others:
@@ -64,12 +67,12 @@ class Dispatcher:
                 looked_at.append((flight, None))
                 self._queue.remove(flight)
                 self._send(flight, decision)
-                views[:] = self._pool.views()
+                self._pool.fleet()
         return looked_at
 
     def why_waiting(self, flight: Flight) -> Waiting | None:
         """Why this queued request cannot go, whoever stands before it; None if it could."""
-        decision = self._decide(flight.demand(), self._pool.views())
+        decision = self._decide(flight, flight.demand(), self._pool.fleet())
         return decision.reason if isinstance(decision, Unplaced) else None
 
     def cancel(self, flight: Flight, action: CancelLeg) -> None:
@@ -77,8 +80,8 @@ class Dispatcher:
         if session is not None:
             session.cancel(flight.request.request_id, action.leg.epoch, action.reason)
 
-    def _decisions(self, views: list[WorkerView]) -> Iterator[tuple[Flight, Decision]]:
-        """One for each queued request, in order; ``views`` is renewed by the caller in place."""
+    def _decisions(self, fleet: Fleet) -> Iterator[tuple[Flight, Decision]]:
+        """One for each queued request, in order; ``fleet`` is renewed by the caller in place."""
         # A pool without workers is so for all who need it: with a long queue that must be cheap.
         missing: dict[bool, Unplaced] = {}
         for flight in self._queue:
@@ -87,25 +90,32 @@ class Dispatcher:
             if placed is None and demand.needs_decode in missing:
                 yield flight, missing[demand.needs_decode]
                 continue
-            decision = self._decide(demand, views)
+            decision = self._decide(flight, demand, fleet)
             if isinstance(decision, Unplaced) and demand.redeem_at is None:
                 if decision.reason in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER):
                     missing[demand.needs_decode] = decision
             elif isinstance(decision, Unplaced) and decision.reason is Waiting.BARRED:
-                decision = self._elsewhere(flight, views) or decision
+                decision = self._elsewhere(flight, fleet) or decision
             yield flight, decision
 
-    def _elsewhere(self, flight: Flight, views: list[WorkerView]) -> Placement | None:
+    def _elsewhere(self, flight: Flight, fleet: Fleet) -> Placement | None:
         """For KV that no decode worker can fetch just now: another prefill worker, if one can."""
-        decision = self._decide(flight.fresh_demand(), views)
+        decision = self._decide(flight, flight.fresh_demand(), fleet)
         if not isinstance(decision, Placement):
             return None
         for action in flight.give_up_ticket("no decode worker can fetch it"):
             self.cancel(flight, action)
         return decision
 
-    def _decide(self, demand: Demand, views: list[WorkerView]) -> Decision:
-        return place(demand, views, self._limits, self._pool.barred.active(self._clock.now()))
+    def _decide(self, flight: Flight, demand: Demand, fleet: Fleet) -> Decision:
+        barred = self._pool.barred.active(self._clock.now())
+        return place(demand, fleet, self._limits, barred, self._cached_tokens(flight, fleet))
+
+    def _cached_tokens(self, flight: Flight, fleet: Fleet) -> Column | None:
+        if self._limits.policy is not RoutePolicy.COST:
+            return None
+        hashes = flight.hashes.of(fleet.spaces, flight.context_ids)
+        return self._pool.caches.cached_tokens(fleet, hashes)
 
     def _send(self, flight: Flight, choice: Placement | Colocated) -> None:
         ticket = None
@@ -115,13 +125,18 @@ class Dispatcher:
             session = self._pool.session(submit.worker)
             assert session is not None, "a view is of a session in the pool"
             layout = session.hello.layout
-            session.submit(
+            space = (session.hello.model_fingerprint, layout.block_size)
+            hashes = flight.hashes.of([space], submit.attempt.context_ids)
+            known = self._pool.caches.num_known(submit.worker, hashes[space]) * layout.block_size
+            num_tokens = submit.num_compute_tokens
+            key = session.submit(
                 submit.leg,
                 submit.attempt,
                 submit.ticket,
                 num_blocks=layout.num_blocks(submit.num_kv_tokens),
-                num_tokens=submit.num_compute_tokens,
+                num_tokens=max(num_tokens - known, min(num_tokens, 1)),  # the last is computed
             )
+            self._pool.caches.expect(submit.worker, key, hashes[space])
             logger.debug(
                 "submitted", request=flight.request.request_id, epoch=flight.epoch,
                 leg=submit.leg, worker=submit.worker.worker_id,

@@ -47,6 +47,7 @@ from router.legs import (
     ticket_for,
 )
 from router.policy import Colocated, Demand, Placement, WorkerRef
+from router.prompt_hashes import PromptHashes
 from router.retries import Retries, own_fault
 
 PAIR_FAULTS = frozenset({"peer_unreachable", "peer_silent"})
@@ -78,6 +79,7 @@ class Flight:
         self.epoch = 0  # of the latest dispatch
         self.kv_at: WorkerRef | None = None  # the decode worker that had the prompt's KV last
         self._follows = follows
+        self.hashes = PromptHashes(request.cache_salt)
         self._legs = OpenLegs()
         self._retries = Retries(max_redispatches)
         self._generated: list[int] = []
@@ -120,6 +122,11 @@ class Flight:
     def num_delivered(self) -> int:
         return len(self._generated)
 
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """Prompt, and what was generated so far."""
+        return self.request.prompt_ids + tuple(self._generated)
+
     def demand(self) -> Demand:
         """What it needs of the workers, while it is queued."""
         held = self._legs.prefill
@@ -146,6 +153,7 @@ class Flight:
             waits=self._waits_for_other(),
             share_at=None if self._follows is None else self._follows.kv_at,
             num_shared_tokens=num_prompt,
+            turn=self.arrival,
         )
 
     def _waits_for_other(self) -> bool:

@@ -77,6 +77,11 @@ class Ledger:
         if self._prefill is None and epoch == self._first_epoch:
             self._prefill = timing
 
+    def exposed(self, now_s: float) -> tuple[WorkerId, float]:
+        """The prefill worker, and how long ago its first token came (0: it has not)."""
+        first_s = self._stamps.first_token_s
+        return WorkerId(self._prefill_worker), 0.0 if first_s is None else now_s - first_s
+
     def committed(self, now_s: float, timing: KvTiming) -> None:
         self._kv = timing
         if self._stamps.second_token_s is None:

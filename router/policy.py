@@ -1,60 +1,33 @@
 """Which workers a request goes to: a pure function of what the router knows of them.
 
-Prefill goes where the fewest prompt tokens are left to compute, decode where the most blocks are
-free. No clock, no waiting, no I/O, so that a simulator can call it. It does not know sessions or
-requests, only ``WorkerView`` and ``Demand``. Not covered: prefix caches, costs of a link.
+By predicted cost (costs.py), or, to compare with, by load alone, in turn, or the better of two
+drawn (Mitzenmacher's power of two choices). Whatever the order, a worker must have room, those a
+request failed on come last, and a session's last workers first. No clock, no waiting, no I/O, so
+that a simulator can call it. It does not know sessions or requests, only ``Fleet`` and ``Demand``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+import numpy as np
+from numpy.typing import NDArray
+
+from pdserve.types import WorkerId
+from router.costs import decode_parts, prefill_parts
+from router.fleet import Column, Fleet, Mask, Rows, WorkerRef, WorkerView
+from router.route_policy import RoutePolicy
+
+__all__ = [
+    "Colocated", "Decision", "Demand", "Fleet", "Placement", "PolicyLimits", "RoutePolicy",
+    "Unplaced", "Waiting", "WorkerRef", "WorkerView", "place",
+]  # fmt: skip
 
 NO_PAIRS: frozenset[tuple[WorkerId, WorkerId]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRef:
-    """One session of one worker. A worker that comes back has another one."""
-
-    worker_id: WorkerId
-    incarnation: str
-    session: int  # counts sessions of this router
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """What the router knows of one worker: its last status and what was sent since."""
-
-    ref: WorkerRef
-    role: Role
-    limits: WorkerLimits
-    block_size: int  # tokens
-    status: WorkerStatus
-    unseen_blocks: int = 0  # booked by Submits that the last status does not count yet
-    unseen_tokens: int = 0  # prompt tokens of those Submits
-    unseen_legs: int = 0
-    blocked: bool = False  # answered Busy, no report since
-    draining: bool = False
-
-    @property
-    def free_blocks(self) -> int:
-        return self.status.free_blocks - self.status.reserved_blocks - self.unseen_blocks
-
-    @property
-    def uncomputed_tokens(self) -> int:
-        return self.status.queued_tokens + self.unseen_tokens
-
-    @property
-    def num_legs(self) -> int:
-        status = self.status
-        return status.num_queued + status.num_running + status.num_parked + self.unseen_legs
-
-    def num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+NOBODY: frozenset[WorkerId] = frozenset()
+NOT_A_WORKER = WorkerRef(WorkerId(""), "", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +35,22 @@ class Demand:
     """What one request needs next.
 
     ``avoid`` names workers it failed on: taken only when no other has room. ``redeem_at`` is the
-    prefill worker that still holds its KV. ``waits``: another answer to the same prompt is being
-    computed; ``share_at`` is then the decode worker that has the prompt's KV, of which
-    ``num_shared_tokens`` at most can be shared.
+    prefill worker that still holds its KV. ``prefer`` are the workers its session had last.
+    ``waits``: another answer to the same prompt is being computed; ``share_at`` is then the decode
+    worker that has the prompt's KV, of which ``num_shared_tokens`` at most can be shared. ``turn``
+    differs from request to request: what takes turns, and what draws, goes by it.
     """
 
     num_context_tokens: int
     max_total_tokens: int
     needs_decode: bool = True
-    avoid: frozenset[WorkerId] = frozenset()
+    avoid: frozenset[WorkerId] = NOBODY
     redeem_at: WorkerRef | None = None
+    prefer: frozenset[WorkerId] = NOBODY
     waits: bool = False
     share_at: WorkerRef | None = None
     num_shared_tokens: int = 0
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +58,7 @@ class PolicyLimits:
     dispatch_window_chunks: float = 2.0
     hung_after_s: float = 5.0  # step age from which a worker gets nothing new
     colocated: bool = False
+    policy: RoutePolicy = RoutePolicy.COST
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,148 +109,195 @@ Decision = Placement | Colocated | Unplaced
 
 def place(
     demand: Demand,
-    workers: Sequence[WorkerView],
+    fleet: Fleet,
     limits: PolicyLimits,
     barred: Collection[tuple[WorkerId, WorkerId]] = NO_PAIRS,
+    cached: Column | None = None,
 ) -> Decision:
     """Choose workers for one request.
 
-    ``barred`` holds (prefill, decode) pairs that lately could not move KV.
+    ``barred`` holds (prefill, decode) pairs that lately could not move KV; ``cached`` how many
+    tokens of the context each worker of the fleet has in its prefix cache (None: nobody any).
     """
+    if cached is None:
+        cached = np.zeros(len(fleet))
+    look = _Look(demand, fleet, limits, cached)
     if demand.waits:
         return Unplaced(Waiting.OTHER_ANSWER)
-    if (shared := _beside_the_other(demand, workers, limits)) is not None:
+    if (shared := _beside_the_other(look)) is not None:
         return shared
-    if limits.colocated:
-        return _place_colocated(demand, _usable(workers, Role.DECODE, limits), limits)
-    prefills = _usable(workers, Role.PREFILL, limits)
+    return _place_colocated(look) if limits.colocated else _place_apart(look, barred)
+
+
+class _Look:
+    """One request against one fleet."""
+
+    def __init__(self, demand: Demand, fleet: Fleet, limits: PolicyLimits, cached: Column) -> None:
+        columns = fleet.columns
+        self.demand, self.fleet, self.limits, self.cached = demand, fleet, limits, cached
+        self.columns = columns
+        self.is_prefill: Mask = columns.is_prefill > 0
+        self.usable: Mask = (columns.is_open > 0) & (columns.step_age_s <= limits.hung_after_s)
+        # A prefill worker too must have blocks for the longest context: after a failure late in
+        # the request everything generated so far is part of its prompt.
+        total = demand.max_total_tokens
+        self.fits: Mask = (total <= columns.max_len) & (
+            total <= columns.total_blocks * columns.block_size
+        )
+
+    def missing(self, prefills: Mask, decodes: Mask) -> Waiting | None:
+        needs_decode = self.demand.needs_decode
+        if not prefills.any():
+            return Waiting.NO_PREFILL_WORKER
+        if needs_decode and not decodes.any():
+            return Waiting.NO_DECODE_WORKER
+        if not (prefills & self.fits).any() or (needs_decode and not (decodes & self.fits).any()):
+            return Waiting.TOO_LARGE
+        return None
+
+    def prefill_has_room(self) -> Mask:
+        """Within the dispatch window, and blocks for the whole context are free."""
+        columns = self.columns
+        window = self.limits.dispatch_window_chunks * columns.chunk_tokens
+        return self._has_blocks(self.demand.num_context_tokens) & (
+            columns.uncomputed_tokens < window
+        )
+
+    def decode_has_room(self) -> Mask:
+        """A place among its legs, and blocks for the context and one token more are free."""
+        columns = self.columns
+        return self._has_blocks(self.demand.num_context_tokens + 1) & (
+            columns.num_legs < columns.max_legs
+        )
+
+    def _has_blocks(self, num_tokens: int) -> Mask:
+        columns = self.columns
+        has_blocks: Mask = (
+            (columns.is_blocked == 0)
+            & self.fits
+            & (num_tokens <= columns.free_blocks * columns.block_size)
+        )
+        return has_blocks
+
+    def prefill_order(self, mask: Mask) -> Column:
+        """What is least is best; of all rows, whatever ``mask`` says."""
+        if self.limits.policy is RoutePolicy.COST:
+            return prefill_parts(self.columns, self.demand.num_context_tokens, self.cached).total_s
+        return self._turn_or(self.columns.uncomputed_tokens, mask)
+
+    def decode_order(self, mask: Mask, shipped_s: float) -> Column:
+        if self.limits.policy is RoutePolicy.COST:
+            demand = self.demand
+            return decode_parts(
+                self.columns, demand.num_context_tokens, demand.max_total_tokens, self.cached,
+                shipped_s,
+            ).total_s  # fmt: skip
+        return self._turn_or(-self.columns.free_blocks, mask)
+
+    def _turn_or(self, load: Column, mask: Mask) -> Column:
+        rows = np.flatnonzero(mask)
+        if self.limits.policy is RoutePolicy.ROUND_ROBIN:
+            order = np.zeros(len(load))
+            order[rows] = (np.arange(len(rows)) - self.demand.turn) % len(rows)
+            return order
+        if self.limits.policy is RoutePolicy.POWER_OF_TWO:
+            drawn = np.random.default_rng(self.demand.turn).permutation(rows)[:2]
+            order = load + float(load.max() - load.min() + 1.0)
+            order[drawn] = load[drawn]
+            return order
+        return load
+
+    def best(self, mask: Mask, order: Column, num: int = 0) -> list[WorkerRef]:
+        """Best first, of equals the one with less to do; ``num`` of them, or all."""
+        rows: Rows = np.flatnonzero(mask)
+        demand, views = self.demand, self.fleet.views
+        if num == 1 and not demand.avoid and not demand.prefer:
+            values = order[rows]
+            rows = rows[values == values.min()]
+        columns = self.columns
+        ties = [-columns.free_blocks[rows], columns.uncomputed_tokens[rows]]
+        keys: list[NDArray[np.generic]] = [*ties, order[rows]]
+        if demand.prefer:
+            keys.append(~self.fleet.named(demand.prefer)[rows])
+        if demand.avoid:
+            keys.append(self.fleet.named(demand.avoid)[rows])
+        ranked = rows[np.lexsort(keys)]
+        return [views[row].ref for row in (ranked[:num] if num else ranked).tolist()]
+
+
+def _place_apart(
+    look: _Look, barred: Collection[tuple[WorkerId, WorkerId]]
+) -> Placement | Unplaced:
+    """A prefill worker and a decode worker."""
+    demand = look.demand
+    prefills, decodes = look.usable & look.is_prefill, look.usable & ~look.is_prefill
     if demand.redeem_at is not None:
-        prefills = [view for view in workers if view.ref == demand.redeem_at]
-    decodes = _usable(workers, Role.DECODE, limits)
-    missing = _missing(demand, prefills, decodes)
+        prefills = np.zeros(len(look.fleet), dtype=np.bool_)
+        if (row := look.fleet.row_of.get(demand.redeem_at)) is not None:
+            prefills[row] = True
+    missing = look.missing(prefills, decodes)
     if missing is not None:
         return Unplaced(missing)
     if demand.redeem_at is None:
-        prefills = [view for view in prefills if prefill_has_room(view, demand, limits)]
-        if not prefills:
+        prefills = prefills & look.prefill_has_room()
+        if not prefills.any():
             return Unplaced(Waiting.PREFILL_BUSY)
-    prefills.sort(key=lambda view: (view.ref.worker_id in demand.avoid, view.uncomputed_tokens))
     if not demand.needs_decode:
-        return Placement(prefills[0].ref, None)
-    return _pair(demand, prefills, decodes, barred)
+        return Placement(look.best(prefills, look.prefill_order(prefills), 1)[0], None)
+    decodes = decodes & look.decode_has_room()
+    if not decodes.any():
+        return Unplaced(Waiting.DECODE_FULL)
+    return _pair(look, prefills, decodes, barred)
 
 
-def prefill_has_room(view: WorkerView, demand: Demand, limits: PolicyLimits) -> bool:
-    """Within the dispatch window, and blocks for the whole context are free."""
-    window_tokens = limits.dispatch_window_chunks * view.limits.chunk_tokens
-    return (
-        not view.blocked
-        and fits_empty(view, demand)
-        and view.uncomputed_tokens < window_tokens
-        and view.num_blocks(demand.num_context_tokens) <= view.free_blocks
-    )
-
-
-def decode_has_room(view: WorkerView, demand: Demand) -> bool:
-    """A place among its legs, and blocks for the context and one token more are free."""
-    return (
-        not view.blocked
-        and fits_empty(view, demand)
-        and view.num_legs < view.limits.max_running
-        and view.num_blocks(demand.num_context_tokens + 1) <= view.free_blocks
-    )
-
-
-def fits_empty(view: WorkerView, demand: Demand) -> bool:
-    """Whether this worker could take the request if it had nothing else to do.
-
-    A prefill worker too must have blocks for the longest context: after a failure late in the
-    request everything generated so far is part of its prompt.
-    """
-    return (
-        demand.max_total_tokens <= view.limits.max_model_len
-        and view.num_blocks(demand.max_total_tokens) <= view.limits.total_blocks
-    )
-
-
-def _beside_the_other(
-    demand: Demand, workers: Sequence[WorkerView], limits: PolicyLimits
-) -> Colocated | None:
+def _beside_the_other(look: _Look) -> Colocated | None:
     """Where another answer to the prompt has brought its KV, if there is room for this one too."""
-    for view in _usable(workers, Role.DECODE, limits):
-        if view.ref != demand.share_at or view.ref.worker_id in demand.avoid:
-            continue
-        shared = min(demand.num_shared_tokens, demand.num_context_tokens - 1)
-        shared -= shared % view.block_size  # whole blocks, and not the token that is sampled from
-        own_blocks = view.num_blocks(demand.num_context_tokens + 1 - shared)
-        fits = fits_empty(view, demand) and view.num_legs < view.limits.max_running
-        if fits and not view.blocked and own_blocks <= view.free_blocks:
-            return Colocated(view.ref, shared)
-    return None
-
-
-def _usable(workers: Iterable[WorkerView], role: Role, limits: PolicyLimits) -> list[WorkerView]:
-    return [
-        view
-        for view in workers
-        if view.role is role
-        and not view.draining
-        and not view.status.draining
-        and view.status.step_age_s <= limits.hung_after_s
-    ]
-
-
-def _missing(
-    demand: Demand, prefills: list[WorkerView], decodes: list[WorkerView]
-) -> Waiting | None:
-    if not prefills:
-        return Waiting.NO_PREFILL_WORKER
-    if demand.needs_decode and not decodes:
-        return Waiting.NO_DECODE_WORKER
-    pools = (prefills, decodes) if demand.needs_decode else (prefills,)
-    if not all(any(fits_empty(view, demand) for view in pool) for pool in pools):
-        return Waiting.TOO_LARGE
+    demand, row = look.demand, look.fleet.row_of.get(look.demand.share_at or NOT_A_WORKER)
+    if row is None or look.fleet.views[row].ref.worker_id in demand.avoid:
+        return None
+    view = look.fleet.views[row]
+    shared = min(demand.num_shared_tokens, demand.num_context_tokens - 1)
+    shared -= shared % view.block_size  # whole blocks, and not the token that is sampled from
+    own_tokens = demand.num_context_tokens + 1 - shared
+    fits = look.usable[row] and look.fits[row] and view.num_legs < view.limits.max_running
+    if fits and not view.blocked and own_tokens <= view.free_blocks * view.block_size:
+        return Colocated(view.ref, shared)
     return None
 
 
 def _pair(
-    demand: Demand,
-    prefills: list[WorkerView],
-    decodes: list[WorkerView],
+    look: _Look,
+    prefills: Mask,
+    decodes: Mask,
     barred: Collection[tuple[WorkerId, WorkerId]],
 ) -> Placement | Unplaced:
-    """The first prefill worker, in the order given, that may send to a decode worker with room."""
-    decodes = [view for view in decodes if decode_has_room(view, demand)]
-    if not decodes:
-        return Unplaced(Waiting.DECODE_FULL)
-    decodes.sort(key=lambda view: (view.ref.worker_id in demand.avoid, -view.free_blocks))
-    for prefill in prefills:
-        for decode in decodes:
-            if (prefill.ref.worker_id, decode.ref.worker_id) not in barred:
-                return Placement(prefill.ref, decode.ref)
+    """The best prefill worker that may send to a decode worker with room, and the best of those."""
+    order = look.prefill_order(prefills)
+    num = 0 if barred else 1
+    by_prefill: dict[float, list[WorkerRef]] = {}
+    for prefill in look.best(prefills, order, num):
+        shipped_s = float(look.columns.exposed_s_per_token[look.fleet.row_of[prefill]])
+        if shipped_s not in by_prefill:
+            by_prefill[shipped_s] = look.best(decodes, look.decode_order(decodes, shipped_s), num)
+        for decode in by_prefill[shipped_s]:
+            if (prefill.worker_id, decode.worker_id) not in barred:
+                return Placement(prefill, decode)
     return Unplaced(Waiting.BARRED)
 
 
-def _place_colocated(
-    demand: Demand, workers: list[WorkerView], limits: PolicyLimits
-) -> Colocated | Unplaced:
-    if not workers:
+def _place_colocated(look: _Look) -> Colocated | Unplaced:
+    workers = look.usable & ~look.is_prefill
+    if not workers.any():
         return Unplaced(Waiting.NO_DECODE_WORKER)
-    if not any(fits_empty(view, demand) for view in workers):
+    if not (workers & look.fits).any():
         return Unplaced(Waiting.TOO_LARGE)
-    workers = [view for view in workers if decode_has_room(view, demand)]
-    if not workers:
+    workers &= look.decode_has_room()
+    if not workers.any():
         return Unplaced(Waiting.DECODE_FULL)
-    workers = [view for view in workers if prefill_has_room(view, demand, limits)]
-    if not workers:
+    workers &= look.prefill_has_room()
+    if not workers.any():
         return Unplaced(Waiting.PREFILL_BUSY)
-    return Colocated(
-        min(
-            workers,
-            key=lambda view: (
-                view.ref.worker_id in demand.avoid,
-                view.uncomputed_tokens,
-                -view.free_blocks,
-            ),
-        ).ref
-    )
+    order = look.prefill_order(workers)
+    if look.limits.policy is RoutePolicy.COST:
+        order = order + look.decode_order(workers, 0.0)
+    return Colocated(look.best(workers, order, 1)[0])

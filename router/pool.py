@@ -37,7 +37,8 @@ from pdserve.prepared import kv_fingerprint
 from pdserve.types import ModelInfo, RequestId, Role, WorkerId
 from router.barred_pairs import BarredPairs
 from router.config import RouterConfig
-from router.policy import WorkerRef, WorkerView
+from router.fleet import Fleet, WorkerRef, WorkerView
+from router.known_caches import KnownCaches
 from router.session import SessionEnd, WorkerSession
 from router.timers import Timers
 
@@ -76,6 +77,8 @@ class WorkerPool:
         self._observer = observer
         self._numbers = itertools.count(1)
         self._sessions: dict[WorkerId, WorkerSession] = {}
+        self.caches = KnownCaches(config.prefix_index_blocks)
+        self._fleet = Fleet()
         self._num_serving = 0
         self._all_ended = asyncio.Event()
         self._all_ended.set()
@@ -89,6 +92,11 @@ class WorkerPool:
     def views(self) -> list[WorkerView]:
         return [session.view() for session in self._sessions.values()]
 
+    def fleet(self) -> Fleet:
+        """The views as columns; the same object, renewed, at each call."""
+        self._fleet.refresh(self.views())
+        return self._fleet
+
     def session(self, ref: WorkerRef) -> WorkerSession | None:
         """The session of that very ref, if it still lives."""
         session = self._sessions.get(ref.worker_id)
@@ -98,6 +106,12 @@ class WorkerPool:
     def num_legs(self) -> int:
         """Legs, of all workers, that still hold something."""
         return sum(session.num_legs for session in self._sessions.values())
+
+    def observe_exposed(self, prefill: WorkerId, exposed_s: float, num_tokens: int) -> None:
+        """KV from a prefill worker was verified so long after its first token came."""
+        session = self._sessions.get(prefill)
+        if session is not None and num_tokens > 0:
+            session.observe_exposed(exposed_s, min(num_tokens, session.hello.limits.chunk_tokens))
 
     def holds(self, request_id: RequestId) -> bool:
         """Whether some worker still has a leg of this request."""
@@ -137,11 +151,14 @@ class WorkerPool:
         if session.is_closed:
             return
         session.begin_report()
+        if report.cache is not None and not self.caches.changed(session.ref, report.cache):
+            session.resend_cache()
         for event in report.events:
             if isinstance(event, Met):
                 self._met(session, event)
                 continue
-            session.settle(event)
+            if (ended := session.settle(event)) is not None:
+                self.caches.settle(session.ref, ended)
             self._observer.worker_event(session, event)
         was_draining = session.is_draining
         session.end_report(report.status)
@@ -236,6 +253,7 @@ class WorkerPool:
         ref = WorkerRef(hello.worker_id, hello.incarnation, next(self._numbers))
         session = WorkerSession(ref, hello, link, self._clock, self)
         self._sessions[hello.worker_id] = session
+        self.caches.join(ref)
         session.welcome(self.router_id, self._config.heartbeat_s)
         self._watch(session)
         logger.info(
@@ -293,6 +311,7 @@ class WorkerPool:
             return
         session.close(end)
         del self._sessions[session.ref.worker_id]
+        self.caches.leave(session.ref)
         self.barred.forget(session.ref.worker_id)
         # A worker that said goodbye and a router that stops end a session on purpose.
         logger.at(

@@ -166,7 +166,11 @@ class Router:
             return
         if isinstance(event, FirstToken) and not entry.flight.shares:
             self._speed.observe(len(entry.flight.request.prompt_ids), event.timing.compute_s)
-        self._apply(entry, entry.flight.receive(session.ref, event, self._clock.now()))
+        now_s = self._clock.now()
+        if isinstance(event, Committed):
+            prefill, exposed_s = entry.flight.ledger.exposed(now_s)
+            self._pool.observe_exposed(prefill, exposed_s, event.timing.num_tokens)
+        self._apply(entry, entry.flight.receive(session.ref, event, now_s))
         if isinstance(event, (Committed, FirstToken)):
             self._wake()  # other answers to the prompt may share its KV now
 

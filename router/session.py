@@ -26,6 +26,7 @@ from pdserve.messages import (
     Hello,
     Meet,
     Peer,
+    ResendCache,
     StepReport,
     Submit,
     ToWorker,
@@ -37,6 +38,8 @@ from router.bookings import Booking, Bookings, LegKey
 from router.policy import WorkerRef, WorkerView
 
 logger = event_log(__name__)
+
+SMOOTHING = 0.2  # weight of the newest transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class WorkerSession:
         self._submit_seq = 0
         self._blocked = False
         self._draining = False
+        self._exposed_s_per_token = 0.0
+        self._view: WorkerView | None = None  # None: something has changed
         self._outbox: asyncio.Queue[ToWorker] = asyncio.Queue()
         self._end: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
 
@@ -98,6 +103,12 @@ class WorkerSession:
         return self._end.done()
 
     def view(self) -> WorkerView:
+        """The same object as long as nothing has changed."""
+        if self._view is None:
+            self._view = self._look()
+        return self._view
+
+    def _look(self) -> WorkerView:
         unseen = list(self._bookings.unseen())
         return WorkerView(
             ref=self.ref,
@@ -110,6 +121,8 @@ class WorkerSession:
             unseen_legs=len(unseen),
             blocked=self._blocked,
             draining=self.is_draining,
+            fingerprint=self.hello.model_fingerprint,
+            exposed_s_per_token=self._exposed_s_per_token,
         )
 
     def silent_until_s(self, loss_s: float) -> float:
@@ -132,14 +145,16 @@ class WorkerSession:
         *,
         num_blocks: int,
         num_tokens: int,
-    ) -> None:
+    ) -> LegKey:
         """Book and send. ``num_blocks`` and ``num_tokens`` are what the leg takes there."""
         self._submit_seq += 1
+        self._view = None
         key = LegKey(attempt.request.request_id, attempt.epoch, leg)
         self._bookings.add(
             Booking(key, self._submit_seq, self._clock.now(), num_blocks, num_tokens)
         )
         self._outbox.put_nowait(Submit(self._submit_seq, leg, attempt, ticket))
+        return key
 
     def cancel(self, request_id: RequestId, epoch: int, reason: str) -> None:
         self._outbox.put_nowait(Cancel(request_id, epoch, reason))
@@ -148,6 +163,7 @@ class WorkerSession:
         """No new work; the worker leaves when it has finished."""
         if not self._draining:
             self._draining = True
+            self._view = None
             self._outbox.put_nowait(Drain(grace_s))
 
     def meet(self, peers: tuple[Peer, ...]) -> None:
@@ -157,24 +173,40 @@ class WorkerSession:
     def block(self) -> None:
         """It answered Busy: nothing new before its next report."""
         self._blocked = True
+        self._view = None
+
+    def resend_cache(self) -> None:
+        """A change of its prefix cache was missed."""
+        self._outbox.put_nowait(ResendCache())
+
+    def observe_exposed(self, exposed_s: float, num_tokens: int) -> None:
+        """KV of so many tokens from there was not hidden behind computing for so long."""
+        per_token_s = exposed_s / num_tokens
+        self._exposed_s_per_token += SMOOTHING * (per_token_s - self._exposed_s_per_token)
+        self._view = None
 
     # --- from the worker ----------------------------------------------------------------------
 
     def begin_report(self) -> None:
         self.last_report_s = self._clock.now()
         self._blocked = False
+        self._view = None
 
-    def settle(self, event: WorkerEvent) -> None:
-        """Take what an event says of bookings."""
+    def settle(self, event: WorkerEvent) -> LegKey | None:
+        """Take what an event says of bookings; the leg that holds nothing there any more."""
+        ended: LegKey | None = None
         match event:
             case Admitted(request_id, epoch, leg):
                 self._bookings.admitted(LegKey(request_id, epoch, leg))
             case Busy(request_id=request_id, epoch=epoch, leg=leg) | Ended(request_id, epoch, leg):
-                self._bookings.ended(LegKey(request_id, epoch, leg))
+                ended = LegKey(request_id, epoch, leg)
             case AlreadyCommitted(request_id=request_id, epoch=epoch):
-                self._bookings.ended(LegKey(request_id, epoch, Leg.DECODE))
+                ended = LegKey(request_id, epoch, Leg.DECODE)
             case _:
                 pass
+        if ended is not None:
+            self._bookings.ended(ended)
+        return ended
 
     def end_report(self, status: WorkerStatus) -> None:
         self.status = status

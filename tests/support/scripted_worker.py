@@ -17,6 +17,7 @@ from pdserve.messages import (
     Admitted,
     AlreadyCommitted,
     Busy,
+    CacheChanges,
     Cancel,
     Committed,
     Ended,
@@ -173,6 +174,9 @@ class ScriptedWorker:
     async def report(self, *events: WorkerEvent, **status: object) -> None:
         self.status = replace(self.status, **status)  # type: ignore[arg-type]
         await self.say(StepReport(events, self.status))
+
+    async def report_cache(self, changes: CacheChanges) -> None:
+        await self.say(StepReport((), self.status, changes))
 
     async def admit(self, submit: Submit, *more: WorkerEvent) -> None:
         self._leg(submit).state = "open"

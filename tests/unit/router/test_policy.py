@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+from router import policy
 from router.policy import (
     Colocated,
+    Decision,
     Demand,
+    Fleet,
     Placement,
     PolicyLimits,
     Unplaced,
     Waiting,
     WorkerRef,
     WorkerView,
-    place,
 )
 
 DISAGGREGATED = PolicyLimits(dispatch_window_chunks=2.0, hung_after_s=5.0)
@@ -43,6 +47,17 @@ def view(worker_id: str, **changes: object) -> WorkerView:
     role = Role.PREFILL if worker_id.startswith("P") else Role.DECODE
     base = WorkerView(ref(worker_id), role, limits, block_size=10, status=status)
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def place(
+    demand: Demand,
+    workers: list[WorkerView],
+    limits: PolicyLimits,
+    barred: Collection[tuple[WorkerId, WorkerId]] = (),
+    cached: dict[str, int] | None = None,
+) -> Decision:
+    known = [(cached or {}).get(each.ref.worker_id, 0) for each in workers]
+    return policy.place(demand, Fleet.of(workers), limits, barred, np.array(known, dtype=float))
 
 
 def pair(prefill: str, decode: str) -> Placement:

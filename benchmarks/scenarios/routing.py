@@ -1,0 +1,133 @@
+"""How long the router thinks: one decision over many workers and a large prefix index.
+
+No service: an index is filled with chains of random hashes, each held by a few workers, and a fleet
+of workers under random load is asked for a place for prompts that lie in it. Timed apart:
+
+    hash      naming the blocks of the prompt (once a request)
+    look up   who has how much of it
+    place     costs of all candidates and the choice
+    decide    look up and place together, what is spent on each decision
+
+Half the workers are prefill, half decode workers; all are candidates. Not covered: gathering views
+of real sessions, several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.result import ScenarioResult
+from cluster.load.table import number
+from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
+from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+from router.fleet import Fleet, WorkerRef, WorkerView
+from router.policy import Demand, PolicyLimits, place
+from router.prefix_index import Hashes, PrefixIndex
+from router.prompt_hashes import PromptHashes
+
+SUMMARY = "one routing decision: time and memory by number of workers and size of the prefix index"
+BLOCK_SIZE = 16
+PARTS = ("hash", "look_up", "place", "decide")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 10, 100, 1000])
+    parser.add_argument("--blocks", type=int, default=10_000_000, help="different blocks indexed")
+    parser.add_argument("--prompt-tokens", type=int, default=8192)
+    parser.add_argument("--holders", type=int, default=3, help="workers that have a chain")
+    parser.add_argument("--decisions", type=int, default=300)
+
+
+def run(args: argparse.Namespace) -> ScenarioResult:
+    rows: list[tuple[str, ...]] = [(
+        "workers", "blocks", "table MiB", "of it used %", "hash us", "look up us", "place us",
+        "decide us", "p99 us", "limit us",
+    )]  # fmt: skip
+    data: list[dict[str, object]] = []
+    for num_workers in args.workers:
+        found = _measure(args, num_workers)
+        limit_us = 50 + num_workers
+        rows.append((
+            str(num_workers), str(found["blocks"]), number(float(found["table_mib"])),
+            number(100 * float(found["fill"])),
+            *(number(float(found[f"{name}_us"])) for name in PARTS),
+            number(float(found["decide_p99_us"])), str(limit_us),
+        ))  # fmt: skip
+        data.append({"workers": num_workers, "limit_us": limit_us, **found})
+    return ScenarioResult(rows=rows, data={"prompt_tokens": args.prompt_tokens, "rows": data})
+
+
+def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
+    draw = np.random.default_rng(num_workers)
+    index = PrefixIndex(args.blocks)
+    bits = [index.add_worker() for _ in range(num_workers)]
+    chains = _fill(index, bits, args, draw)
+    fleet = Fleet.of([_view(bit, draw) for bit in bits])
+    limits = PolicyLimits(dispatch_window_chunks=1000)
+    demand = Demand(args.prompt_tokens, args.prompt_tokens + 256)
+    asked = [chains[draw.integers(len(chains))] for _ in range(args.decisions)]
+    cached = [index.depths(chain)[bits] * float(BLOCK_SIZE) for chain in asked]
+    ids = draw.integers(0, 50_000, size=args.prompt_tokens).tolist()
+    space = ("fingerprint", BLOCK_SIZE)
+
+    def decide(i: int) -> None:
+        place(demand, fleet, limits, cached=index.depths(asked[i])[bits] * float(BLOCK_SIZE))
+
+    timed = {
+        "hash": _times(args.decisions // 10, lambda i: PromptHashes("").of([space], ids)),
+        "look_up": _times(args.decisions, lambda i: index.depths(asked[i])),
+        "place": _times(args.decisions, lambda i: place(demand, fleet, limits, cached=cached[i])),
+        "decide": _times(args.decisions, decide),
+    }
+    result = {f"{name}_us": statistics.median(taken) for name, taken in timed.items()}
+    result["decide_p99_us"] = float(np.quantile(timed["decide"], 0.99))
+    result["blocks"] = index.num_blocks
+    result["table_mib"] = index.num_bytes / 2**20
+    result["fill"] = index.num_blocks * 12 / index.num_bytes
+    result["lost_blocks"] = index.num_untold
+    result["sets"] = index.num_sets
+    return result
+
+
+def _fill(
+    index: PrefixIndex, bits: list[int], args: argparse.Namespace, draw: np.random.Generator
+) -> list[Hashes]:
+    length = args.prompt_tokens // BLOCK_SIZE
+    chains = [
+        draw.integers(1, 2**64, size=length, dtype=np.uint64)
+        for _ in range(max(1, args.blocks // length))
+    ]
+    at_once = 64  # chains in one call, as a report of a worker that tells all it has
+    for start in range(0, len(chains), at_once):
+        several = np.concatenate(chains[start : start + at_once])
+        for bit in draw.choice(bits, size=min(args.holders, len(bits)), replace=False).tolist():
+            index.store(bit, several[: int(draw.integers(length // 2, len(several) + 1))])
+    return chains
+
+
+def _view(bit: int, draw: np.random.Generator) -> WorkerView:
+    cost = StepCost(PrefillCost(1e-3, 1e-4, 1e-9), DecodeCost(5e-3, 5e-4, 1e-7))
+    status = WorkerStatus(
+        total_blocks=100_000, free_blocks=int(draw.integers(10_000, 100_000)),
+        queued_tokens=int(draw.integers(0, 5000)), num_running=int(draw.integers(0, 60)),
+        running_tokens=int(draw.integers(0, 100_000)), cost=cost,
+    )  # fmt: skip
+    return WorkerView(
+        WorkerRef(WorkerId(f"w{bit}"), "a", bit), Role.DECODE if bit % 2 else Role.PREFILL,
+        WorkerLimits(32_768, 100_000, 256, 64, 50_000), BLOCK_SIZE, status,
+    )  # fmt: skip
+
+
+def _times(num: int, call: Callable[[int], object]) -> list[float]:
+    """Microseconds of each call."""
+    taken = []
+    for i in range(num):
+        started_s = time.perf_counter()
+        call(i)
+        taken.append((time.perf_counter() - started_s) * 1e6)
+    return taken

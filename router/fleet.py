@@ -1,0 +1,195 @@
+"""The workers of a pool as columns of numbers, for a policy that looks at all of them at once.
+
+A row is a worker; a worker whose view (``WorkerView``) is the same object as before costs nothing.
+A worker that has not measured its steps yet is taken to cost what the others of its role do on
+average; if none has, ``NOMINAL``. Knows no sessions. Not covered: more than numbers, such as who
+can reach whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
+from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+
+Column = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+NOMINAL = StepCost(PrefillCost(1e-3, 1e-4, 0.0), DecodeCost(5e-3, 5e-4, 1e-8))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRef:
+    """One session of one worker. A worker that comes back has another one."""
+
+    worker_id: WorkerId
+    incarnation: str
+    session: int  # counts sessions of this router
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What the router knows of one worker: its last status and what was sent since."""
+
+    ref: WorkerRef
+    role: Role
+    limits: WorkerLimits
+    block_size: int  # tokens
+    status: WorkerStatus
+    unseen_blocks: int = 0  # booked by Submits that the last status does not count yet
+    unseen_tokens: int = 0  # prompt tokens of those Submits
+    unseen_legs: int = 0
+    blocked: bool = False  # answered Busy, no report since
+    draining: bool = False
+    fingerprint: str = ""
+    exposed_s_per_token: float = 0.0  # of KV: prefill end to commit, as seen lately
+
+    @property
+    def free_blocks(self) -> int:
+        return self.status.free_blocks - self.status.reserved_blocks - self.unseen_blocks
+
+    @property
+    def uncomputed_tokens(self) -> int:
+        return self.status.queued_tokens + self.unseen_tokens
+
+    @property
+    def num_legs(self) -> int:
+        status = self.status
+        return status.num_queued + status.num_running + status.num_parked + self.unseen_legs
+
+
+class Columns(NamedTuple):
+    """One entry a worker; ``is_*`` are 0 or 1. Times in seconds."""
+
+    is_prefill: Column
+    is_open: Column  # takes new work as far as it says
+    is_blocked: Column
+    step_age_s: Column
+    free_blocks: Column
+    total_blocks: Column
+    block_size: Column
+    uncomputed_tokens: Column
+    kv_tokens: Column  # of the contexts here, and of those on their way
+    num_legs: Column
+    max_legs: Column
+    max_len: Column
+    chunk_tokens: Column
+    exposed_s_per_token: Column
+    prefill_fixed_s: Column
+    prefill_per_token_s: Column
+    prefill_per_squared_token_s: Column
+    decode_fixed_s: Column
+    decode_per_sequence_s: Column
+    decode_per_kv_token_s: Column
+
+
+_FIRST_COST = Columns._fields.index("prefill_fixed_s")
+_NUM_COSTS = 6
+
+
+class Fleet:
+    """Rows in the order of the views. ``columns`` are to be read only."""
+
+    def __init__(self) -> None:
+        self.views: list[WorkerView] = []
+        self._data = np.zeros((len(Columns._fields), 8))
+        self.columns = Columns(*self._data[:, :0])
+        self.row_of: dict[WorkerRef, int] = {}
+        self.spaces: dict[tuple[str, int], Rows] = {}  # (fingerprint, block size): whose hashes
+
+    @classmethod
+    def of(cls, views: Sequence[WorkerView]) -> Fleet:
+        fleet = cls()
+        fleet.refresh(views)
+        return fleet
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def refresh(self, views: Sequence[WorkerView]) -> None:
+        """Take over what is different."""
+        changed = [
+            row
+            for row, view in enumerate(views)
+            if row >= len(self.views) or view is not self.views[row]
+        ]
+        same_workers = len(views) == len(self.views) and all(
+            views[row].ref == self.views[row].ref for row in changed
+        )
+        if not changed and same_workers:
+            return
+        self.views = list(views)
+        if len(views) > self._data.shape[1]:
+            self._data = np.zeros((len(Columns._fields), 2 * len(views)))
+            changed = list(range(len(views)))
+        for row in changed:
+            self._data[:, row] = _numbers(views[row])
+        if not same_workers:
+            self._renamed()
+        self._fill_in_costs()
+
+    def ids(self, rows: Rows) -> list[WorkerId]:
+        return [self.views[row].ref.worker_id for row in rows.tolist()]
+
+    def named(self, worker_ids: frozenset[WorkerId]) -> Mask:
+        """The rows of these workers."""
+        mask = np.zeros(len(self.views), dtype=np.bool_)
+        if worker_ids:
+            for ref, row in self.row_of.items():
+                mask[row] = ref.worker_id in worker_ids
+        return mask
+
+    def _renamed(self) -> None:
+        self.row_of = {view.ref: row for row, view in enumerate(self.views)}
+        by_space: dict[tuple[str, int], list[int]] = {}
+        for row, view in enumerate(self.views):
+            by_space.setdefault((view.fingerprint, view.block_size), []).append(row)
+        self.spaces = {space: np.array(rows) for space, rows in by_space.items()}
+
+    def _fill_in_costs(self) -> None:
+        """Put an estimate where nothing was measured, in columns of their own."""
+        data = self._data[:, : len(self.views)]
+        costs = data[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
+        nominal = (*NOMINAL.prefill.coefficients, *NOMINAL.decode.coefficients)
+        filled = []
+        for first in (0, 3):
+            three = costs[first : first + 3]
+            known = three.any(axis=0)
+            if known.all():
+                filled += list(three)
+                continue
+            rest = np.array(nominal[first : first + 3])
+            if known.any():
+                rest = three[:, known].mean(axis=1)
+            filled += list(np.where(known, three, rest[:, None]))
+        self.columns = Columns(*data[:_FIRST_COST], *filled)
+
+
+def _numbers(view: WorkerView) -> tuple[float, ...]:
+    """In the order of ``Columns``."""
+    status, limits = view.status, view.limits
+    return (
+        view.role is Role.PREFILL,
+        not (view.draining or status.draining),
+        view.blocked,
+        status.step_age_s,
+        view.free_blocks,
+        limits.total_blocks,
+        view.block_size,
+        view.uncomputed_tokens,
+        status.running_tokens + view.unseen_blocks * view.block_size,
+        view.num_legs,
+        limits.max_running,
+        limits.max_model_len,
+        limits.chunk_tokens,
+        view.exposed_s_per_token,
+        *status.cost.prefill.coefficients,
+        *status.cost.decode.coefficients,
+    )

@@ -1,0 +1,103 @@
+"""What the router knows of the workers' prefix caches: what they told, and what it has asked for.
+
+A worker tells what it stores and evicts (docs/protocol.md 1). Between a dispatch and its word the
+router goes by its own: the blocks of a context count as there from the Submit on, until the worker
+tells of them, or its leg has ended without. So prompts with one beginning that come close together
+go to one worker. Knows sessions as refs; the index is prefix_index.py's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pdserve.messages import CacheChanges
+from router.bookings import LegKey
+from router.fleet import Column, Fleet, WorkerRef
+from router.prefix_index import Hashes, PrefixIndex, hashes_of
+
+
+@dataclass(slots=True)
+class _Worker:
+    bit: int
+    seq: int | None = None  # of the last change; None: unknown, a reset is due
+    expected: set[int] = field(default_factory=set)  # not told yet
+    by_leg: dict[LegKey, frozenset[int]] = field(default_factory=dict)
+
+
+class KnownCaches:
+    def __init__(self, max_blocks: int) -> None:
+        self.index = PrefixIndex(max_blocks)
+        self._workers: dict[WorkerRef, _Worker] = {}
+
+    def join(self, ref: WorkerRef) -> None:
+        self._workers[ref] = _Worker(self.index.add_worker())
+
+    def leave(self, ref: WorkerRef) -> None:
+        self.index.remove_worker(self._workers.pop(ref).bit)
+
+    def changed(self, ref: WorkerRef, changes: CacheChanges) -> bool:
+        """Take over what a worker tells. False: something was missed, it must tell all again."""
+        worker = self._workers[ref]
+        stored = hashes_of(changes.stored)
+        if changes.is_reset:
+            self.index.forget(worker.bit)
+            expected = np.fromiter(worker.expected, dtype=np.uint64, count=len(worker.expected))
+            self.index.store(worker.bit, expected)
+        elif worker.seq is None:
+            return True  # the reset is on its way
+        elif changes.seq != worker.seq + 1:
+            self.index.forget(worker.bit)
+            worker.seq = None
+            return False
+        worker.seq = changes.seq
+        if changes.evicted:
+            self.index.evict(worker.bit, hashes_of(changes.evicted))
+        if len(stored):
+            self.index.store(worker.bit, stored)
+            if worker.expected:
+                worker.expected.difference_update(stored.tolist())
+        return True
+
+    def expect(self, ref: WorkerRef, key: LegKey, hashes: Hashes) -> None:
+        """This leg will bring these blocks, as far as the worker has not got them."""
+        worker = self._workers[ref]
+        if worker.seq is None:
+            return  # it keeps nothing, or has not said yet
+        new = hashes[self.index.lacks(worker.bit, hashes)]
+        if len(new):
+            self.index.store(worker.bit, new)
+            worker.by_leg[key] = frozenset(new.tolist())
+            worker.expected |= worker.by_leg[key]
+
+    def num_known(self, ref: WorkerRef, hashes: Hashes) -> int:
+        """Blocks of this chain that the worker has told of, from its start on."""
+        worker = self._workers[ref]
+        depth = int(self.index.depths(hashes)[worker.bit])
+        told = itertools.takewhile(
+            lambda each: each not in worker.expected, hashes[:depth].tolist()
+        )
+        return sum(1 for _ in told) if worker.expected else depth
+
+    def settle(self, ref: WorkerRef, key: LegKey) -> None:
+        """The leg has ended: what it has not brought by now will not come."""
+        worker = self._workers[ref]
+        missing = worker.by_leg.pop(key, frozenset()) & worker.expected
+        if missing:
+            worker.expected -= missing
+            gone = np.fromiter(missing, dtype=np.uint64, count=len(missing))
+            self.index.evict(worker.bit, gone)
+
+    def cached_tokens(self, fleet: Fleet, hashes: Mapping[tuple[str, int], Hashes]) -> Column:
+        """For each row how many tokens of a context it has; ``hashes`` by space (fleet.spaces)."""
+        cached = np.zeros(len(fleet))
+        for space, chain in hashes.items():
+            depths = self.index.depths(chain)
+            if depths.any():
+                rows = fleet.spaces[space]
+                bits = [self._workers[fleet.views[row].ref].bit for row in rows.tolist()]
+                cached[rows] = depths[bits] * space[1]
+        return cached

@@ -1,0 +1,184 @@
+"""Which workers have the KV of which blocks: hash of a block -> set of workers, in fixed memory.
+
+A table of buckets of 8 places; a hash may lie in either of two buckets and is put where there is
+more room (balanced allocations: Azar et al., SIAM J. Comput. 29, 1999), so that a table three
+quarters full still takes nearly everything. No place left: the block is not known. That, and two
+blocks of one hash, cost a worse choice and nothing else: workers look for themselves.
+
+12 bytes a place (8 of hash, 4 the number of a set of workers, worker_sets.py). Plain arrays, looked
+up many hashes at once; nothing is ever moved, so that no call takes long. Pure; knows neither
+prompts nor sessions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.worker_sets import EMPTY, WorkerSets
+
+Hashes = NDArray[np.uint64]
+Depths = NDArray[np.int32]
+_Places = NDArray[np.int64]
+
+BUCKET = 8
+FILL = 0.625  # of all places, at the number of blocks the table is made for
+FIRST_LOOK = 32  # blocks; each further look takes four times as many
+_SECOND = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(32)
+
+
+def hashes_of(joined: bytes) -> Hashes:
+    """Hashes of 8 bytes each, as workers send them."""
+    return np.frombuffer(joined, dtype="<u8")
+
+
+class PrefixIndex:
+    """``max_blocks``: how many different blocks it is made for."""
+
+    def __init__(self, max_blocks: int) -> None:
+        num_buckets = 1 << max(0, int(max_blocks / FILL / BUCKET) - 1).bit_length()
+        self._mask = np.uint64(num_buckets - 1)
+        self._hashes = np.zeros((num_buckets, BUCKET), dtype=np.uint64)
+        self._sets = np.zeros((num_buckets, BUCKET), dtype=np.uint32)
+        self._flat_hashes, self._flat_sets = self._hashes.reshape(-1), self._sets.reshape(-1)
+        self._workers = WorkerSets()
+        self._free_bits: list[int] = []
+        self._num_bits = 0
+        self.num_untold = 0  # blocks that found no place
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the table; sets of workers come on top."""
+        return self._hashes.nbytes + self._sets.nbytes
+
+    @property
+    def num_blocks(self) -> int:
+        """Different blocks that somebody has."""
+        return self._workers.num_users
+
+    @property
+    def num_sets(self) -> int:
+        """Different sets of workers that blocks have."""
+        return len(self._workers)
+
+    @property
+    def num_bits(self) -> int:
+        """Workers' bits are below this number."""
+        return self._num_bits
+
+    def add_worker(self) -> int:
+        """The bit of a new worker, which has nothing."""
+        if self._free_bits:
+            return self._free_bits.pop()
+        self._num_bits += 1
+        return self._num_bits - 1
+
+    def remove_worker(self, bit: int) -> None:
+        self.forget(bit)
+        self._free_bits.append(bit)
+
+    def forget(self, bit: int) -> None:
+        """Nothing is known of what this worker has."""
+        self._workers.drop_worker(bit)
+
+    def store(self, bit: int, hashes: Hashes) -> None:
+        """The worker has these blocks."""
+        hashes = np.unique(hashes)
+        places = self._find(hashes)
+        known = places >= 0
+        self._put(bit, places[known], present=True)
+        self._insert(bit, hashes[~known])
+
+    def evict(self, bit: int, hashes: Hashes) -> None:
+        """The worker has these blocks no more."""
+        places = self._find(np.unique(hashes))
+        self._put(bit, places[places >= 0], present=False)
+
+    def lacks(self, bit: int, hashes: Hashes) -> NDArray[np.bool_]:
+        """Which of these the worker is not known to have."""
+        places = self._find(hashes)
+        sets = np.where(places >= 0, self._flat_sets[places], EMPTY)
+        members = self._workers.members
+        known = [bool(members[number] >> bit & 1) for number in sets.tolist()]
+        return ~np.array(known, dtype=np.bool_)
+
+    def depths(self, hashes: Hashes) -> Depths:
+        """For each bit: how many blocks of this chain the worker has, from its start, unbroken."""
+        depths = np.zeros(self._num_bits, dtype=np.int32)
+        begin, look, alive = 0, FIRST_LOOK, -1  # -1: every worker
+        while begin < len(hashes) and alive:
+            end = min(begin + look, len(hashes))
+            places = self._find(hashes[begin:end])
+            sets = np.where(places >= 0, self._flat_sets[places], EMPTY)
+            starts = np.flatnonzero(np.diff(sets, prepend=sets[0] + np.uint32(1)))
+            for start in starts.tolist():
+                members = self._workers.members[sets[start]]
+                if begin + start == 0:
+                    alive = members
+                elif gone := alive & ~members:
+                    depths[self._as_mask(gone)] = begin + start
+                    alive &= members
+                if not alive:
+                    break
+            begin, look = end, 4 * look
+        if alive > 0:
+            depths[self._as_mask(alive)] = len(hashes)
+        return depths
+
+    def _as_mask(self, members: int) -> NDArray[np.bool_]:
+        num_bytes = -(-self._num_bits // 8)
+        bits = np.frombuffer(members.to_bytes(num_bytes, "little"), dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: self._num_bits].view(np.bool_)
+
+    def _buckets(self, hashes: Hashes) -> tuple[_Places, _Places]:
+        first = (hashes & self._mask).astype(np.int64)
+        second = ((hashes * _SECOND >> _SHIFT) & self._mask).astype(np.int64)
+        return first, second
+
+    def _find(self, hashes: Hashes) -> _Places:
+        """Places of these hashes, -1 for those that are not there."""
+        places = np.full(len(hashes), -1, dtype=np.int64)
+        if not len(hashes):
+            return places
+        for buckets in self._buckets(hashes):
+            same = self._hashes[buckets] == hashes[:, None]
+            rows, columns = np.nonzero(same)
+            places[rows] = buckets[rows] * BUCKET + columns
+        return places
+
+    def _put(self, bit: int, places: _Places, *, present: bool) -> None:
+        if not len(places):
+            return
+        before = self._flat_sets[places]
+        after = self._workers.changed(before, bit, present=present)
+        self._flat_sets[places] = after
+        self._workers.count(after, before)
+        self._flat_hashes[places[after == EMPTY]] = 0  # a hash has one place at most
+
+    def _insert(self, bit: int, hashes: Hashes) -> None:
+        """Hashes that are not there, each once. Of two that want one place the later one looks
+        again."""
+        while len(hashes):
+            first, second = self._buckets(hashes)
+            free_first, free_second = self._free(first), self._free(second)
+            more = free_second.sum(axis=1) > free_first.sum(axis=1)
+            buckets = np.where(more, second, first)
+            free = np.where(more[:, None], free_second, free_first)
+            has_room = free.any(axis=1)
+            self.num_untold += int(np.count_nonzero(~has_room))
+            places = (buckets * BUCKET + free.argmax(axis=1))[has_room]
+            hashes = hashes[has_room]
+            if not len(hashes):
+                return
+            _, chosen = np.unique(places, return_index=True)
+            taken = places[chosen]
+            before = self._flat_sets[taken]
+            self._flat_hashes[taken] = hashes[chosen]
+            self._flat_sets[taken] = self._workers.number(1 << bit)
+            self._workers.count(self._flat_sets[taken], before)
+            hashes = np.delete(hashes, chosen)
+
+    def _free(self, buckets: _Places) -> NDArray[np.bool_]:
+        """Places whose block nobody has."""
+        return self._workers.is_empty[self._sets[buckets]]

@@ -1,0 +1,113 @@
+"""The index against its plain twin, a dict of sets; its memory, its limits, hashes that collide."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from router.prefix_index import Hashes, PrefixIndex
+
+
+class PlainIndex:
+    """What PrefixIndex means, without its bounds."""
+
+    def __init__(self) -> None:
+        self.holders: dict[int, set[int]] = {}
+
+    def store(self, bit: int, hashes: Hashes) -> None:
+        for each in hashes.tolist():
+            self.holders.setdefault(each, set()).add(bit)
+
+    def evict(self, bit: int, hashes: Hashes) -> None:
+        for each in hashes.tolist():
+            self.holders.get(each, set()).discard(bit)
+
+    def forget(self, bit: int) -> None:
+        for holders in self.holders.values():
+            holders.discard(bit)
+
+    def depth(self, bit: int, hashes: Hashes) -> int:
+        depth = 0
+        for each in hashes.tolist():
+            if bit not in self.holders.get(each, ()):
+                break
+            depth += 1
+        return depth
+
+
+def chain(seed: int, length: int) -> Hashes:
+    return np.random.default_rng(seed).integers(1, 2**64, size=length, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_workers", [1, 3, 70])
+def test_as_the_plain_twin(seed: int, num_workers: int) -> None:
+    draw, index, plain = random.Random(seed), PrefixIndex(4096), PlainIndex()
+    bits = [index.add_worker() for _ in range(num_workers)]
+    chains = [chain(seed * 100 + number, draw.randrange(1, 200)) for number in range(12)]
+    for _ in range(300):
+        bit, hashes = draw.choice(bits), draw.choice(chains)
+        part = hashes[: draw.randrange(len(hashes) + 1)]
+        match draw.randrange(8):
+            case 0:
+                index.forget(bit)
+                plain.forget(bit)
+            case 1 | 2:
+                part = hashes[draw.randrange(len(hashes)) :]
+                index.evict(bit, part)
+                plain.evict(bit, part)
+            case _:
+                index.store(bit, part)
+                plain.store(bit, part)
+        asked = draw.choice(chains)
+        assert index.depths(asked).tolist() == [plain.depth(bit, asked) for bit in bits]
+        lacked = [bit not in plain.holders.get(each, ()) for each in asked.tolist()]
+        assert index.lacks(bit, asked).tolist() == lacked
+        assert index.num_blocks == sum(bool(held) for held in plain.holders.values())
+    assert index.num_untold == 0
+
+
+def test_a_chain_is_looked_up_to_its_first_gap() -> None:
+    index = PrefixIndex(1000)
+    bit, hashes = index.add_worker(), chain(1, 300)
+    index.store(bit, hashes)
+    for gap in (299, 150, 32, 1, 0):
+        index.evict(bit, hashes[gap : gap + 1])
+        assert index.depths(hashes).tolist() == [gap]
+
+
+def test_a_bit_used_again_knows_nothing() -> None:
+    index = PrefixIndex(1000)
+    first, second = index.add_worker(), index.add_worker()
+    hashes = chain(1, 40)
+    for bit in (first, second):
+        index.store(bit, hashes)
+    index.remove_worker(first)
+    assert index.add_worker() == first
+    assert index.depths(hashes).tolist() == [0, 40]
+
+
+def test_it_takes_what_it_is_made_for_and_no_more_memory() -> None:
+    index = PrefixIndex(10_000)
+    bit = index.add_worker()
+    num_bytes = index.num_bytes
+    assert num_bytes == 16_384 * 12
+    index.store(bit, chain(1, 10_000))
+    assert index.num_untold == 0
+    index.store(bit, chain(2, 30_000))  # more than there are places
+    assert index.num_bytes == num_bytes
+    assert index.num_blocks + index.num_untold == 40_000
+    index.evict(bit, chain(1, 10_000))
+    index.evict(bit, chain(2, 30_000))
+    assert index.num_blocks == 0
+
+
+def test_sets_are_given_up_when_no_block_has_them() -> None:
+    """Blocks that pass through many combinations of holders leave nothing behind."""
+    index, draw, hashes = PrefixIndex(1000), random.Random(1), chain(1, 10)
+    bits = [index.add_worker() for _ in range(20)]
+    for _ in range(500):
+        (index.store if draw.random() < 0.5 else index.evict)(draw.choice(bits), hashes[:5])
+        assert index.num_sets <= 4
