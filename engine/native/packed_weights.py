@@ -2,7 +2,8 @@
 
 The packed weights lie beside weights.bin in the prepared folder, are made by the first worker that
 needs them and mapped by all. Where the folder cannot be written they are packed into memory of the
-worker's own. Knows the order of tensors in the file, not how they are used.
+worker's own. They are mapped on huge pages where that can be had (file_pages.py). Knows the order
+of tensors in the file, not how they are used.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.modelfiles.tensor_plan import SCALES
+from engine.native.file_pages import address_of, map_file
 from engine.native.library import Library, Linear
 from pdserve.log import event_log
 from pdserve.prepared import PreparedModel
@@ -51,7 +52,7 @@ class PackedWeights:
         width = library.panel_width()
         path = prepared.folder / f"panels{LAYOUT_VERSION}-{prepared.dtype}-{width}.bin"
         self._mapping = self._map(path) or self._make_file(path) or self._pack_privately()
-        self._address = _address_of(self._mapping)
+        self._address = address_of(self._mapping)
 
     def linear(self, name: str) -> Linear:
         outputs, inputs = self._weights[name].shape
@@ -64,8 +65,9 @@ class PackedWeights:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size != self._size:
                     return None
-                flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-                return mmap.mmap(file.fileno(), self._size, flags=flags, prot=mmap.PROT_READ)
+                mapped = map_file(file.fileno(), self._size)
+                logger.info("weights_mapped", num_bytes=self._size, huge_bytes=mapped.huge_bytes)
+                return mapped.mapping
         except FileNotFoundError:
             return None
 
@@ -79,6 +81,7 @@ class PackedWeights:
                     f.truncate(self._size)
                     with mmap.mmap(f.fileno(), self._size) as mapping:
                         self._pack_into(mapping)
+                    os.fsync(f.fileno())  # only clean pages can be read again as huge ones
                     partial.replace(path)
                 except BaseException:
                     partial.unlink()
@@ -94,7 +97,7 @@ class PackedWeights:
         return mapping
 
     def _pack_into(self, mapping: mmap.mmap) -> None:
-        address = _address_of(mapping)
+        address = address_of(mapping)
         for name, offset in self._offsets.items():
             weight = self._weights[name].contiguous()
             outputs, inputs = weight.shape
@@ -107,7 +110,3 @@ class PackedWeights:
                 )  # fmt: skip
             else:
                 self._library.pack(weight.data_ptr(), outputs, inputs, is_gated, address + offset)
-
-
-def _address_of(mapping: mmap.mmap) -> int:
-    return int(np.frombuffer(mapping, np.uint8).ctypes.data)
