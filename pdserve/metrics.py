@@ -107,6 +107,12 @@ class _RequestSeries:
         self.redispatches = Counter(
             "pdserve_redispatches", "Attempts beyond the first of a request", registry=registry
         )
+        self.prefills = Counter(
+            "pdserve_prefills",
+            "Requests by where their prompt was computed, and why there",
+            ["prefill_place"],
+            registry=registry,
+        )
         self.cancellations = Counter(
             "pdserve_cancellations", "Requests cancelled by their client", registry=registry
         )
@@ -146,6 +152,8 @@ class _RequestSeries:
         self.requests.labels(outcome).inc()
         if outcome == "cancelled":
             self.cancellations.inc()
+        if timing.prefill_place:
+            self.prefills.labels(timing.prefill_place).inc()
         self.redispatches.inc(max(0, timing.num_dispatches - 1))
         self.prompt_tokens.inc(timing.num_prompt_tokens)
         self.generated_tokens.inc(timing.num_generated_tokens)

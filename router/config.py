@@ -21,6 +21,7 @@ from pdserve.shared_options import (
     Weights,
 )
 from pdserve.tracing import TracingConfig
+from router.local_prefill import PrefillPlace
 from router.route_policy import RoutePolicy
 
 
@@ -78,6 +79,30 @@ class RouterConfig:
             choices=tuple(RoutePolicy),
         ),
     ] = "cost"
+    prefill_place: Annotated[
+        str,
+        Option(
+            "where prompts are computed: by prefill workers, by the decode worker that answers, or"
+            " there where it is predicted to cost less (needs route_policy cost to know caches)",
+            choices=tuple(PrefillPlace),
+        ),
+    ] = "always-remote"
+    local_prefill_tokens: Annotated[
+        int,
+        Option(
+            "prefill_place adaptive: most uncached tokens of a prompt computed by a decode worker",
+            unit="tokens",
+            low=1,
+        ),
+    ] = 256
+    without_prefill_worker: Annotated[
+        str,
+        Option(
+            "a prompt that is for prefill workers while there is none: it waits, and is refused in"
+            " the end, or the decode worker computes it",
+            choices=("refuse", "local"),
+        ),
+    ] = "refuse"
     prefix_index_blocks: Annotated[
         int,
         Option(

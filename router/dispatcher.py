@@ -16,6 +16,7 @@ from router.actions import CancelLeg
 from router.config import RouterConfig
 from router.fleet import Column
 from router.flight import Flight
+from router.local_prefill import LocalLimits, PrefillPlace
 from router.policy import (
     Colocated,
     Decision,
@@ -48,6 +49,11 @@ class Dispatcher:
             hung_after_s=config.worker_loss_s / 2,
             colocated=config.is_colocated,
             policy=RoutePolicy(config.route_policy),
+            local=LocalLimits(
+                PrefillPlace(config.prefill_place),
+                config.local_prefill_tokens,
+                is_strict=config.without_prefill_worker == "refuse",
+            ),
         )
 
     def run(self) -> list[tuple[Flight, Waiting | None]]:

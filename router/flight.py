@@ -184,7 +184,8 @@ class Flight:
         self.state = FlightState.PREFILLED if self._first_seen else FlightState.DISPATCHED
         attempt = Attempt(self.request, self.epoch, self._forced_ids)
         if isinstance(choice, Colocated):
-            self.ledger.dispatched(now_s, choice.worker.worker_id, choice.worker.worker_id)
+            worker_id = choice.worker.worker_id
+            self.ledger.dispatched(now_s, worker_id, worker_id, where=choice.where)
             submits = colocated_submits(attempt, choice)
         else:
             if ticket is not None:

@@ -16,6 +16,7 @@ from pdserve.types import (
     RequestTiming,
     WorkerId,
 )
+from router.local_prefill import Where
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Ledger:
         self._kv = KvTiming()
         self._decode: DecodeTiming | None = None
         self._prefill_worker = ""
+        self._where = ""
         self._decode_worker = ""
         self._first_epoch: int | None = None  # of the attempt that gave token 0
 
@@ -51,10 +53,12 @@ class Ledger:
         decode: WorkerId | None,
         *,
         keeps_prefill: bool = False,
+        where: Where = Where.REMOTE,
     ) -> None:
         """An attempt was sent. ``keeps_prefill``: its prefill leg goes on from the one before."""
         self._num_dispatches += 1
         self._prefill_worker = prefill
+        self._where = where.value
         self._decode_worker = decode or ""
         if self._stamps.first_token_s is None and not keeps_prefill:
             self._stamps.prefill_sent_s = now_s
@@ -123,6 +127,7 @@ class Ledger:
             num_generated_tokens=self._num_generated,
             prefill_cached_tokens=self._prefill_cached_tokens(),
             kv_cached_tokens=self._kv.num_cached_tokens,
+            prefill_place=self._where,
         )
 
     def _prefill_cached_tokens(self) -> int:

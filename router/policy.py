@@ -9,15 +9,16 @@ that a simulator can call it. It does not know sessions or requests, only ``Flee
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.types import WorkerId
-from router.costs import decode_parts, prefill_parts
+from router.costs import computable, decode_parts, prefill_parts
 from router.fleet import Column, Fleet, Mask, Rows, WorkerRef, WorkerView
+from router.local_prefill import LocalLimits, PrefillPlace, Where, local_reason
 from router.route_policy import RoutePolicy
 
 __all__ = [
@@ -59,6 +60,7 @@ class PolicyLimits:
     hung_after_s: float = 5.0  # step age from which a worker gets nothing new
     colocated: bool = False
     policy: RoutePolicy = RoutePolicy.COST
+    local: LocalLimits = LocalLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Colocated:
 
     worker: WorkerRef
     num_shared_tokens: int = 0
+    where: Where = field(default=Where.COLOCATED, compare=False)  # for people
 
 
 class Waiting(StrEnum):
@@ -126,7 +129,11 @@ def place(
         return Unplaced(Waiting.OTHER_ANSWER)
     if (shared := _beside_the_other(look)) is not None:
         return shared
-    return _place_colocated(look) if limits.colocated else _place_apart(look, barred)
+    if limits.colocated:
+        return _place_colocated(look)
+    if demand.redeem_at is None and (local := _place_local(look)) is not None:
+        return local
+    return _place_apart(look, barred)
 
 
 class _Look:
@@ -261,7 +268,7 @@ def _beside_the_other(look: _Look) -> Colocated | None:
     own_tokens = demand.num_context_tokens + 1 - shared
     fits = look.usable[row] and look.fits[row] and view.num_legs < view.limits.max_running
     if fits and not view.blocked and own_tokens <= view.free_blocks * view.block_size:
-        return Colocated(view.ref, shared)
+        return Colocated(view.ref, shared, Where.SHARED)
     return None
 
 
@@ -283,6 +290,36 @@ def _pair(
             if (prefill.worker_id, decode.worker_id) not in barred:
                 return Placement(prefill, decode)
     return Unplaced(Waiting.BARRED)
+
+
+def _place_local(look: _Look) -> Colocated | Unplaced | None:
+    """At a decode worker although there are, or should be, prefill workers; None: not there."""
+    limits, prefills = look.limits.local, look.usable & look.is_prefill
+    reason: Where | None = None
+    if limits.prefill_place is PrefillPlace.LOCAL:
+        reason = Where.BY_OPTION
+    elif not prefills.any() and not limits.is_strict:
+        reason = Where.NO_PREFILL_WORKER
+    if reason is not None:
+        decision = _place_colocated(look)
+        return replace(decision, where=reason) if isinstance(decision, Colocated) else decision
+    if limits.prefill_place is not PrefillPlace.ADAPTIVE:
+        return None
+    prefills &= look.fits
+    decodes = look.usable & ~look.is_prefill & look.decode_has_room() & look.prefill_has_room()
+    if not prefills.any() or not decodes.any():
+        return None
+    num_tokens, columns = look.demand.num_context_tokens, look.columns
+    parts = prefill_parts(columns, num_tokens, look.cached)
+    local_s = parts.queue_s + parts.compute_s * (1 + columns.num_legs)
+    best = look.best(decodes, local_s, 1)[0]
+    row = look.fleet.row_of[best]
+    start = computable(look.cached, num_tokens, columns.block_size)[row]
+    remote_s = float(parts.total_s[prefills].min())
+    reason = local_reason(
+        num_tokens, num_tokens - int(start), float(local_s[row]), remote_s, limits
+    )
+    return None if reason is None else Colocated(best, where=reason)
 
 
 def _place_colocated(look: _Look) -> Colocated | Unplaced:

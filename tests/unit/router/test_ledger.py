@@ -54,6 +54,7 @@ def test_all_parts_of_a_request_that_went_well() -> None:
         num_dispatches=1,
         num_prompt_tokens=7,
         num_generated_tokens=2,
+        prefill_place="remote",
     )
 
 
