@@ -7,11 +7,16 @@
 
 #define BLOCK_WORDS (BLOCK_INPUTS / PER_WORD)
 
-/* Rows at once: twice the sums of panels.c, those of the block and those of all. */
+/* Rows at once with both halves of a panel: twice the sums of panels.c, those of the block and
+ * those of all. With one half it is twice as many rows. */
 #define MAX_INT8_TILE_ROWS (LANES == 16 ? 6 : 2)
+#define MAX_HALF_TILE_ROWS (2 * MAX_INT8_TILE_ROWS)
 
-/* Blocks widened at once for many rows: 64 KiB of bfloat16, which stay in the second-level cache. */
-#define BLOCKS_AT_ONCE 32
+/* Up to here widening again for each tile costs less than widening once and reading it back. */
+#define MAX_NARROW_ROWS (6 * MAX_INT8_TILE_ROWS)
+
+/* Blocks widened at once for many rows: half a panel of them stays in the first-level cache. */
+#define BLOCKS_AT_ONCE 18
 
 #if LANES == 16
 INLINE vf vf_from_int8(const int8_t *p) {
@@ -53,90 +58,103 @@ INLINE int64_t place_in_block(int64_t input, int64_t lane) {
     return input / PER_WORD * PER_WORD * PANEL + half * LANES + lane % LANES;
 }
 
-/* `widened`: words of the blocks, or NULL: they are widened from `panel` on the way. */
-INLINE void tile(const int rows, const elem *x, int64_t x_stride, const uint8_t *panel,
-                 const word *widened, int64_t num_blocks, float *out, int64_t out_stride,
-                 int adds_to_out) {
+/* Some rows with both halves of a panel, or more rows with the half that begins at `lane`.
+ * `widened`: words of that half's blocks, or NULL: they are widened from `panel` on the way. */
+INLINE void tile(const int rows, const int halves, int64_t lane, const elem *x, int64_t x_stride,
+                 const uint8_t *panel, const word *widened, int64_t num_blocks, float *out,
+                 int64_t out_stride, int adds_to_out) {
     const word *operand = (const word *)x;
     const int64_t stride = x_stride / PER_WORD;
-    vf totals[MAX_INT8_TILE_ROWS][2];
-    UNROLL for (int r = 0; r < rows; r++) {
-        totals[r][0] = adds_to_out ? vf_load(out + r * out_stride) : vf_zero();
-        totals[r][1] = adds_to_out ? vf_load(out + r * out_stride + LANES) : vf_zero();
-    }
+    vf totals[MAX_HALF_TILE_ROWS][2];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < halves; h++)
+            totals[r][h] = adds_to_out ? vf_load(out + r * out_stride + lane + h * LANES) : vf_zero();
     for (int64_t b = 0; b < num_blocks; b++, panel += BLOCK_BYTES, operand += BLOCK_WORDS) {
-        const int8_t *numbers = (const int8_t *)panel + 2 * PANEL;
-        vf sums[MAX_INT8_TILE_ROWS][2];
-        UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = vf_zero();
+        const int8_t *numbers = (const int8_t *)panel + 2 * PANEL + PER_WORD * lane;
+        vf sums[MAX_HALF_TILE_ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < halves; h++) sums[r][h] = vf_zero();
         for (int64_t k = 0; k < BLOCK_WORDS; k++) {
             const int8_t *from = numbers + k * PER_WORD * PANEL;
-            const word *ready = widened ? widened + (b * BLOCK_WORDS + k) * PANEL : NULL;
-            const weights_vector left = widened ? load_weights(ready) : widen(from);
-            const weights_vector right =
-                widened ? load_weights(ready + LANES) : widen(from + PER_WORD * LANES);
-            UNROLL for (int r = 0; r < rows; r++) {
-                sums[r][0] = add_products(sums[r][0], left, operand + r * stride + k);
-                sums[r][1] = add_products(sums[r][1], right, operand + r * stride + k);
-            }
+            const word *ready = widened ? widened + (b * BLOCK_WORDS + k) * LANES : NULL;
+            weights_vector weights[2];
+            UNROLL for (int h = 0; h < halves; h++)
+                weights[h] = widened ? load_weights(ready + h * LANES) : widen(from + h * PER_WORD * LANES);
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int h = 0; h < halves; h++)
+                    sums[r][h] = add_products(sums[r][h], weights[h], operand + r * stride + k);
         }
-        const vf left = vf_from_halves((const uint16_t *)panel);
-        const vf right = vf_from_halves((const uint16_t *)panel + LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            totals[r][0] = vf_fma(sums[r][0], left, totals[r][0]);
-            totals[r][1] = vf_fma(sums[r][1], right, totals[r][1]);
+        UNROLL for (int h = 0; h < halves; h++) {
+            const vf scale = vf_from_halves((const uint16_t *)panel + lane + h * LANES);
+            UNROLL for (int r = 0; r < rows; r++) totals[r][h] = vf_fma(sums[r][h], scale, totals[r][h]);
         }
     }
-    UNROLL for (int r = 0; r < rows; r++) {
-        vf_store(out + r * out_stride, totals[r][0]);
-        vf_store(out + r * out_stride + LANES, totals[r][1]);
-    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < halves; h++)
+            vf_store(out + r * out_stride + lane + h * LANES, totals[r][h]);
 }
 
-#define TILE(N, WIDENED) \
-    case N: tile(N, x, x_stride, panel, WIDENED, num_blocks, out, out_stride, adds_to_out); break;
+#define TILE(N, HALVES, LANE, WIDENED) \
+    case N: tile(N, HALVES, LANE, x, x_stride, panel, WIDENED, num_blocks, out, out_stride, adds_to_out); break;
 #if LANES == 16
-#define TILES(WIDENED) \
-    TILE(1, WIDENED) TILE(2, WIDENED) TILE(3, WIDENED) TILE(4, WIDENED) TILE(5, WIDENED) TILE(6, WIDENED)
+#define SMALL_TILES(HALVES, LANE, WIDENED) \
+    TILE(1, HALVES, LANE, WIDENED) TILE(2, HALVES, LANE, WIDENED) TILE(3, HALVES, LANE, WIDENED) \
+    TILE(4, HALVES, LANE, WIDENED) TILE(5, HALVES, LANE, WIDENED) TILE(6, HALVES, LANE, WIDENED)
+#define LARGE_TILES(LANE, WIDENED) \
+    TILE(7, 1, LANE, WIDENED) TILE(8, 1, LANE, WIDENED) TILE(9, 1, LANE, WIDENED) \
+    TILE(10, 1, LANE, WIDENED) TILE(11, 1, LANE, WIDENED) TILE(12, 1, LANE, WIDENED)
 #else
-#define TILES(WIDENED) TILE(1, WIDENED) TILE(2, WIDENED)
+#define SMALL_TILES(HALVES, LANE, WIDENED) TILE(1, HALVES, LANE, WIDENED) TILE(2, HALVES, LANE, WIDENED)
+#define LARGE_TILES(LANE, WIDENED) TILE(3, 1, LANE, WIDENED) TILE(4, 1, LANE, WIDENED)
 #endif
 
-static void multiply_narrow(int rows, const elem *x, int64_t x_stride, const uint8_t *panel,
-                            int64_t num_blocks, float *out, int64_t out_stride) {
+/* Few rows: every tile widens the panel again, in registers, beside its products. */
+static void multiply_narrow(int64_t num_rows, const elem *all_x, int64_t x_stride, const uint8_t *panel,
+                            int64_t num_blocks, float *all_out, int64_t out_stride) {
     const int adds_to_out = 0;
-    switch (rows) { TILES(NULL) }
+    const int64_t num_tiles = (num_rows + MAX_INT8_TILE_ROWS - 1) / MAX_INT8_TILE_ROWS;
+    for (int64_t t = 0; t < num_tiles; t++) {
+        const int64_t row = num_rows * t / num_tiles, end = num_rows * (t + 1) / num_tiles;
+        const elem *x = all_x + row * x_stride;
+        float *out = all_out + row * out_stride;
+        switch (end - row) { SMALL_TILES(2, 0, NULL) }
+    }
 }
 
-static void multiply_widened(int rows, const elem *x, int64_t x_stride, const uint8_t *panel,
-                             const word *widened, int64_t num_blocks, float *out, int64_t out_stride,
-                             int adds_to_out) {
-    switch (rows) { TILES(widened) }
+static void multiply_widened(int rows, int64_t lane, const elem *x, int64_t x_stride,
+                             const uint8_t *panel, const word *widened, int64_t num_blocks, float *out,
+                             int64_t out_stride, int adds_to_out) {
+    switch (rows) { SMALL_TILES(1, lane, widened) LARGE_TILES(lane, widened) }
 }
 
-static void widen_blocks(const uint8_t *panel, int64_t num_blocks, word *out) {
+/* The half of the blocks that begins at `lane`. */
+static void widen_half(const uint8_t *panel, int64_t lane, int64_t num_blocks, word *out) {
     for (int64_t b = 0; b < num_blocks; b++, panel += BLOCK_BYTES) {
-        const int8_t *from = (const int8_t *)panel + 2 * PANEL;
-        for (int64_t i = 0; i < 2 * BLOCK_WORDS; i++, from += PER_WORD * LANES, out += LANES)
+        const int8_t *from = (const int8_t *)panel + 2 * PANEL + PER_WORD * lane;
+        for (int64_t k = 0; k < BLOCK_WORDS; k++, from += PER_WORD * PANEL, out += LANES)
             store_weights(out, widen(from));
     }
 }
 
 void multiply_int8_rows(int64_t rows, const elem *x, int64_t x_stride, const void *panel,
                         int64_t num_blocks, float *out, int64_t out_stride) {
-    if (rows <= MAX_INT8_TILE_ROWS) {
-        multiply_narrow((int)rows, x, x_stride, panel, num_blocks, out, out_stride);
+    if (rows <= MAX_NARROW_ROWS) {
+        multiply_narrow(rows, x, x_stride, panel, num_blocks, out, out_stride);
         return;
     }
-    _Alignas(64) word widened[BLOCKS_AT_ONCE * BLOCK_WORDS * PANEL];
-    const int64_t num_tiles = (rows + MAX_INT8_TILE_ROWS - 1) / MAX_INT8_TILE_ROWS;
+    _Alignas(64) word widened[BLOCKS_AT_ONCE * BLOCK_WORDS * LANES];
+    const int64_t num_tiles = (rows + MAX_HALF_TILE_ROWS - 1) / MAX_HALF_TILE_ROWS;
     for (int64_t first = 0; first < num_blocks; first += BLOCKS_AT_ONCE) {
         const int64_t left = num_blocks - first, part = left < BLOCKS_AT_ONCE ? left : BLOCKS_AT_ONCE;
         const uint8_t *blocks = (const uint8_t *)panel + first * BLOCK_BYTES;
-        widen_blocks(blocks, part, widened);
-        for (int64_t t = 0; t < num_tiles; t++) {
-            const int64_t row = rows * t / num_tiles, end = rows * (t + 1) / num_tiles;
-            multiply_widened((int)(end - row), x + row * x_stride + first * BLOCK_INPUTS, x_stride, blocks,
-                             widened, part, out + row * out_stride, out_stride, first > 0);
+        for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+            widen_half(blocks, lane, part, widened);
+            for (int64_t t = 0; t < num_tiles; t++) {
+                const int64_t row = rows * t / num_tiles, end = rows * (t + 1) / num_tiles;
+                multiply_widened((int)(end - row), lane, x + row * x_stride + first * BLOCK_INPUTS,
+                                 x_stride, blocks, widened, part, out + row * out_stride, out_stride,
+                                 first > 0);
+            }
         }
     }
 }

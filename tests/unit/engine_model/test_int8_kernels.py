@@ -47,20 +47,20 @@ def test_products(library: Library, dtype: str, outputs: int, inputs: int, is_ga
     library.pack_int8(
         values.data_ptr(), scales.data_ptr(), outputs, inputs, is_gated, words.data_ptr()
     )
-    x = torch.randn(30, inputs, generator=generator).to(ELEMENTS[dtype])
+    x = torch.randn(50, inputs, generator=generator).to(ELEMENTS[dtype])
     width = library.panel_width()
     padded = -(-outputs // width) * width
     linear = Linear(words.data_ptr(), padded, inputs, 1)
-    out = torch.empty(30, padded)
-    assert library.multiply(ctypes.byref(linear), x.data_ptr(), 30, out.data_ptr()) == 0
+    out = torch.empty(50, padded)
+    assert library.multiply(ctypes.byref(linear), x.data_ptr(), 50, out.data_ptr()) == 0
     weight = values.double().view(outputs, -1, 32) * scales.double().unsqueeze(-1)
     expected = x.double() @ weight.view(outputs, inputs).T
     found = out.double()[:, _places(outputs, width, is_gated)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3 * float(expected.std()))
-    for rows in (1, 2, 3, 6, 7, 29):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 36, 37, 49):
         part = torch.empty(rows, padded)
-        library.multiply(ctypes.byref(linear), x[30 - rows :].data_ptr(), rows, part.data_ptr())
-        assert torch.equal(part, out[30 - rows :])
+        library.multiply(ctypes.byref(linear), x[50 - rows :].data_ptr(), rows, part.data_ptr())
+        assert torch.equal(part, out[50 - rows :])
 
 
 def _places(outputs: int, width: int, is_gated: int) -> list[int]:
