@@ -8,6 +8,7 @@ float32. A masked key has weight exactly 0, so a tile of masked keys changes not
 may be padded with them. Query rows are padded to the multiple from which the matrix library's
 kernel no longer depends on their number; ``choose_row_padding`` finds it at start.
 
+The plain twin of every other way to attend (attention_ways.py), and the only one on a CPU.
 Grouped-query attention; softmax as in FlashAttention's tiles (arXiv 2205.14135), without the
 running rescale, since scores of one query tile fit memory. Which rows go together is
 batch_plan.py's choice. Not covered: sliding windows, attention sinks.
@@ -21,7 +22,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from engine.batch_plan import KEY_TILE, GroupPlan, QuerySpan
+from engine.attention_ways import FixedDecode, LayerAttention
+from engine.batch_plan import KEY_TILE, BatchPlan, Grouped, GroupPlan, QuerySpan
+from engine.kv_cache import KvCache
 from engine.threads import one_thread
 from pdserve.types import KVLayout
 
@@ -75,6 +78,8 @@ class GroupBuilder:
         self._like = like
 
     def build(self, plans: tuple[GroupPlan, ...]) -> list[AttentionGroup]:
+        if not plans:
+            return []
         width = self._layout.block_size * self._layout.head_dim
         gathered = self._like.new_empty((max(len(plan.gather_rows) for plan in plans), width))
         size = max(math.prod(self._scores_shape(s, p)) for p in plans for s in p.spans)
@@ -213,3 +218,35 @@ def _rows_are_independent(multiple: int, head_dim: int, device: torch.device) ->
             if not same or not torch.equal(sums, weighted[:batch, :rows]):
                 return False
     return True
+
+
+class TiledAttention:
+    """Satisfies ``Attention`` on any device. It cannot be recorded: shapes follow the lengths."""
+
+    grouped: Grouped = "all"
+    output_dtype = torch.float32
+
+    def __init__(self, num_heads: int, padding: RowPadding) -> None:
+        self._num_heads = num_heads
+        self._padding = padding
+
+    @property
+    def name(self) -> str:
+        return str(self._padding)
+
+    def stage(self, plan: BatchPlan, cache: KvCache) -> LayerAttention:
+        multiple = self._padding.multiple
+        groups = GroupBuilder(cache.layout, self._num_heads, multiple, cache.blocks).build(
+            plan.groups
+        )
+
+        def attend_layer(layer: int, queries: torch.Tensor, out: torch.Tensor) -> None:
+            block_rows = cache.block_rows(layer)
+            with one_thread(self._padding.is_serial):
+                for group in groups:
+                    attend(queries, block_rows, group, out)
+
+        return attend_layer
+
+    def fixed_decode(self, num_rows: int, num_pages: int, cache: KvCache) -> FixedDecode | None:
+        return None

@@ -5,7 +5,8 @@ read while a step computes. Knows numpy, not torch; tensors are made from it in 
 
 Decode rows are put in order of length and cut into groups whose padding (to the longest of the
 group, in key tiles) stays small; each prefill row is a group of its own, cut into query tiles.
-Results do not depend on any of this (attention.py), only speed does.
+Results do not depend on any of this (attention.py), only speed does. Kernels that read KV in place
+need the block tables alone (``PagePlan``); ``grouped`` says which rows the groups are made for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ MAX_PADDED_TILES = 6  # a group of its own costs about as much as attending to t
 MAX_GROUP_BYTES = 8 * 2**20  # gathered keys and values of one layer: should stay in cache
 
 Indices = NDArray[np.int64]
+Grouped = Literal["all", "chunks", "none"]
+"""Which rows are put into groups: all, those of several tokens, none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,24 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
+class PagePlan:
+    """Every row of a step in batch order, for kernels that follow block tables.
+
+    ``tables[i]`` holds the ids of the blocks of row i's ``key_lens[i]`` keys, in order; its queries
+    are the tokens ``query_starts[i] .. query_starts[i + 1]``, the last of those keys.
+    """
+
+    query_starts: Indices  # [rows + 1]
+    key_lens: Indices  # [rows]
+    tables: tuple[Indices, ...]
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Rows of one token; they come first."""
+        return int(np.count_nonzero(np.diff(self.query_starts) == 1))
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """One step. Tokens lie in an order of this module's choice; ``order`` gives the rows' order."""
 
@@ -60,12 +82,15 @@ class BatchPlan:
     positions: Indices  # [tokens]
     write_rows: Indices  # flat, of [tokens, k and v, kv_head]: rows of KvCache.token_rows
     groups: tuple[GroupPlan, ...]
+    pages: PagePlan
     order: tuple[int, ...]  # index into the step's rows, in batch order
     sample_tokens: Indices  # batch indices of the tokens after which one is sampled
     sample_rows: tuple[int, ...]  # index into the step's rows, for each of them
 
 
-def plan_batch(rows: SequenceOf[StepRow], layout: KVLayout, zero_block_id: int) -> BatchPlan:
+def plan_batch(
+    rows: SequenceOf[StepRow], layout: KVLayout, zero_block_id: int, grouped: Grouped = "all"
+) -> BatchPlan:
     """``zero_block_id``: the block that stands where a sequence has none."""
     order = sorted(range(len(rows)), key=lambda index: _place(rows[index]))
     ordered = [rows[index] for index in order]
@@ -78,7 +103,7 @@ def plan_batch(rows: SequenceOf[StepRow], layout: KVLayout, zero_block_id: int) 
     slots = [(table, row) for table, row in zip(tables, ordered, strict=True)]
     write_rows = np.concatenate([_write_rows(table, row, layout) for table, row in slots])
     groups = []
-    for start, end in _group_bounds(ordered, layout):
+    for start, end in _group_bounds(ordered, layout, _first_grouped(ordered, grouped)):
         first = int(firsts[start])
         groups.append(
             _plan_group(ordered[start:end], tables[start:end], first, layout, zero_block_id)
@@ -89,6 +114,11 @@ def plan_batch(rows: SequenceOf[StepRow], layout: KVLayout, zero_block_id: int) 
         positions=positions,
         write_rows=write_rows,
         groups=tuple(groups),
+        pages=PagePlan(
+            query_starts=firsts,
+            key_lens=np.array([row.end for row in ordered], np.int64),
+            tables=tuple(table[: layout.num_blocks(row.end)] for table, row in slots),
+        ),
         order=tuple(order),
         sample_tokens=np.array([firsts[place + 1] - 1 for place in sampled], np.int64),
         sample_rows=tuple(order[place] for place in sampled),
@@ -115,13 +145,26 @@ def _write_rows(table: Indices, row: StepRow, layout: KVLayout) -> Indices:
     return rows.reshape(-1)
 
 
-def _group_bounds(rows: SequenceOf[StepRow], layout: KVLayout) -> Iterator[tuple[int, int]]:
-    """(start, end) of each group among rows in batch order."""
+def _first_grouped(rows: SequenceOf[StepRow], grouped: Grouped) -> int:
+    """Of rows in batch order, the first that is put into a group."""
+    if grouped == "all":
+        return 0
+    if grouped == "none":
+        return len(rows)
+    return sum(row.num_tokens == 1 for row in rows)
+
+
+def _group_bounds(
+    rows: SequenceOf[StepRow], layout: KVLayout, first: int
+) -> Iterator[tuple[int, int]]:
+    """(start, end) of each group among rows in batch order, from ``first`` on."""
+    if first == len(rows):
+        return
     tile_bytes = layout.token_bytes // layout.num_layers * KEY_TILE
     max_tiles = max(1, MAX_GROUP_BYTES // tile_bytes)
-    start = padded = 0
+    start, padded = first, 0
     for index, row in enumerate(rows):
-        if index == start:
+        if index <= start:
             continue
         tiles = num_key_tiles(row.end)
         grown = tiles - num_key_tiles(rows[index - 1].end)

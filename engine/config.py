@@ -55,6 +55,15 @@ class EngineConfig:
         str, Option("C kernels on a CPU: 'auto' falls back to torch, 'on' refuses to",
                     choices=("auto", "on", "off"))
     ] = "auto"  # fmt: skip
+    attention: Annotated[
+        str, Option("kernels on a GPU: 'auto' the first that can be had of flashinfer, triton, "
+                    "torch; a CPU has torch's, and its own in C (native)",
+                    choices=("auto", "flashinfer", "triton", "torch"))
+    ] = "auto"  # fmt: skip
+    decode_graphs: Annotated[
+        str, Option("record decode steps on a GPU and repeat them; does nothing on a CPU",
+                    choices=("on", "off"))
+    ] = "on"  # fmt: skip
     sim_shape: Annotated[
         str,
         Option("simulated engine: KV of this model, a shipped shape (`pdserve model info`) or a"

@@ -1,17 +1,20 @@
-"""What differs between a CPU and a CUDA device: names, free memory, waiting, copying beside a step.
+"""What differs between a CPU and a CUDA device: names, memory, waiting, copying, recording.
 
     parse_device("cuda") -> cuda:0          checked against what is here
     wait_for_device(device)                 work of this thread has ended (nothing to do on a CPU)
     CopyStream(device), host_memory(n, device)   for staged_blocks.py
+    open_recorder(device)                   for decode_graphs.py; None on a CPU
 
 On a CPU an operation has ended when its call returns, so the same code runs there without waiting.
-Not covered: other accelerators.
+The rest of the engine asks here and names no device: tests/architecture/test_device_branches.py
+lists every place that does. Not covered: other accelerators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
@@ -78,3 +81,65 @@ def host_memory(num_bytes: int, device: torch.device) -> memoryview:
     with torch.cuda.device(device):  # page-locking makes a context: on this device, no other
         locked = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
     return locked.numpy().data
+
+
+def enter_device(device: torch.device) -> None:
+    """Make it the calling thread's own: kernels that are not torch's start on the current one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def has_paged_kernels(device: torch.device) -> bool:
+    """Whether the kernels of attention_choice.py that follow block tables can run there."""
+    return device.type == "cuda"
+
+
+class Recording(Protocol):
+    """Work that was recorded. ``repeat`` does it again and gives the same tensor, with new values;
+    where other work was recorded by the same recorder, valid until any of it is repeated."""
+
+    def repeat(self) -> torch.Tensor: ...
+
+
+class Recorder(Protocol):
+    """``record`` does the work at least once. The work must start nothing that waits for the
+    device, and every address it reads and writes must stay."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recording: ...
+
+
+def open_recorder(device: torch.device) -> Recorder | None:
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+class CudaRecorder:
+    """CUDA graphs over one memory pool: their intermediate values share it."""
+
+    WARM_UPS = 2  # runs before the recording, in which libraries choose kernels and allocate
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Recording:
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UPS):
+                work()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may page-lock memory meanwhile (host_memory); only this one is watched.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = work()
+        return _CudaRecording(graph, result)
+
+
+class _CudaRecording:
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: torch.Tensor) -> None:
+        self._graph = graph
+        self._result = result
+
+    def repeat(self) -> torch.Tensor:
+        self._graph.replay()
+        return self._result

@@ -1,9 +1,11 @@
 """The memory of a KV pool: one tensor, and the same bytes block by block for the road.
 
-    blocks [num_blocks + 1, layers, 2, kv_heads, block_size, head_dim], zero at the start
+    blocks [num_blocks + 2, layers, 2, kv_heads, block_size, head_dim], zero at the start
 
-One block is contiguous, in ``KVLayout.order``. The block after the last is never leased and stays
-zero: batches of unequal length point there where a sequence has no block. On a CPU the memory is
+One block is contiguous, in ``KVLayout.order``. The two after the last are never leased. The first
+stays zero: batches of unequal length point there where a sequence has no block. The second is a
+sink: rows that pad a recorded step (decode_graphs.py) write there. Where none is recorded it is
+never touched and takes no memory. On a CPU the memory is
 a file without a name, which the road may show to another process (pdserve/memory_file.py). On
 another device blocks are copied through host memory (staged_blocks.py). Satisfies BlockBuffers.
 Knows nothing of who holds which block (block_pool.py). Not covered: device memory shared between
@@ -25,6 +27,8 @@ TORCH_DTYPES = {
     "float16": torch.float16,
 }
 
+RESERVED_BLOCKS = 2  # zeros, sink
+
 
 class KvCache:
     """KV of ``num_blocks`` blocks on ``device``; ``close`` when no copy runs.
@@ -39,20 +43,20 @@ class KvCache:
         self._device = device
         dtype = TORCH_DTYPES[layout.dtype]
         shape = (
-            num_blocks + 1, layout.num_layers, 2, layout.num_kv_heads, layout.block_size,
-            layout.head_dim,
+            num_blocks + RESERVED_BLOCKS, layout.num_layers, 2, layout.num_kv_heads,
+            layout.block_size, layout.head_dim,
         )  # fmt: skip
         self._bytes: memoryview | None = None
         self._file: MemoryFile | None = None
         if device.type == "cpu":
-            size_bytes = (num_blocks + 1) * layout.block_bytes
+            size_bytes = (num_blocks + RESERVED_BLOCKS) * layout.block_bytes
             self._file = MemoryFile(size_bytes, "pdserve-kv")
             self._bytes = self._file.view
             self.blocks = torch.frombuffer(self._file.mapping, dtype=dtype).view(shape)
         else:
             self.blocks = torch.zeros(shape, dtype=dtype, device=device)
             wait_for_device(device)  # copies run on another stream
-        self._copier = StagedBlocks(self.blocks) if self._bytes is None else None
+        self._copier = StagedBlocks(self.blocks, num_blocks) if self._bytes is None else None
 
     @property
     def layout(self) -> KVLayout:
@@ -66,6 +70,11 @@ class KvCache:
     def zero_block_id(self) -> int:
         """A block that holds zeros and is never written."""
         return self._num_blocks
+
+    @property
+    def sink_block_id(self) -> int:
+        """A block that anybody may write; what it holds is finite and means nothing."""
+        return self._num_blocks + 1
 
     @property
     def device(self) -> str:
@@ -111,3 +120,11 @@ class KvCache:
         layout = self._layout
         skipped = layer * 2 * layout.num_kv_heads
         return self.blocks.view(-1, layout.block_size * layout.head_dim)[skipped:]
+
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``layer``, each a view [blocks, kv_heads, block_size, head_dim].
+
+        Kernels that follow block tables read the pool through them: a page is contiguous, pages lie
+        a block apart, and both have the same strides.
+        """
+        return self.blocks[:, layer, 0], self.blocks[:, layer, 1]

@@ -23,15 +23,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.attention import GroupBuilder, RowPadding, attend
+from engine.attention_ways import Attention, LayerAttention
 from engine.batch_plan import BatchPlan
 from engine.kv_cache import KvCache
 from engine.linear import Linear, LinearKernel
 from engine.rope import RopeTable
-from engine.threads import one_thread
 from pdserve.prepared import ModelConfig
 
 LINEAR_NAMES = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Indices of a step on the model's device, int64; see ``BatchPlan``."""
+
+    token_ids: torch.Tensor  # [tokens]
+    positions: torch.Tensor  # [tokens]
+    write_rows: torch.Tensor  # [tokens * 2 * kv_heads]
+    sample_tokens: torch.Tensor  # [sampled tokens]
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class _Layer:
 class LlamaModel:
     """Weights on a device. ``weights`` are named as pdserve/prepared.py says, all of one dtype.
 
-    ``kernel`` is the way to multiply (``linear.choose_kernel``), ``padding`` that of
-    query rows (``attention.choose_row_padding``).
+    ``kernel`` is the way to multiply (``linear.choose_kernel``), ``attention`` that to attend
+    (``attention_choice.choose_attention``).
     """
 
     def __init__(
@@ -60,13 +69,13 @@ class LlamaModel:
         *,
         device: torch.device,
         kernel: LinearKernel,
-        padding: RowPadding,
+        attention: Attention,
         num_positions: int,
     ) -> None:
         self._config = config
         self._device = device
         self._kernel = kernel
-        self._padding = padding
+        self._attention = attention
         self._rope = RopeTable(config, num_positions, device)
         self._embed = weights["embed"].to(device)
         self.dtype = self._embed.dtype
@@ -77,27 +86,31 @@ class LlamaModel:
 
     def forward(self, plan: BatchPlan, cache: KvCache) -> torch.Tensor:
         """Compute a step, write its KV; logits [sampled tokens, vocab] float32."""
+        inputs = StepInputs(
+            self._indices(plan.token_ids),
+            self._indices(plan.positions),
+            self._indices(plan.write_rows),
+            self._indices(plan.sample_tokens),
+        )
+        return self.compute(inputs, self._attention.stage(plan, cache), cache)
+
+    def compute(self, inputs: StepInputs, attend: LayerAttention, cache: KvCache) -> torch.Tensor:
+        """The same on indices that are on the device already: what a recorded step repeats."""
         config = self._config
-        positions = self._indices(plan.positions)
-        write_rows = self._indices(plan.write_rows)
-        builder = GroupBuilder(cache.layout, config.num_heads, self._padding.multiple, cache.blocks)
-        groups = builder.build(plan.groups)
-        cos = self._rope.cos[positions].unsqueeze(1)
-        signed_sin = self._rope.signed_sin[positions].unsqueeze(1)
-        x = self._embed[self._indices(plan.token_ids)]
-        attended = torch.empty((x.shape[0], config.num_heads, config.head_dim), device=self._device)
+        cos = self._rope.cos[inputs.positions].unsqueeze(1)
+        signed_sin = self._rope.signed_sin[inputs.positions].unsqueeze(1)
+        x = self._embed[inputs.token_ids]
+        shape = (x.shape[0], config.num_heads, config.head_dim)
+        attended = torch.empty(shape, dtype=self._attention.output_dtype, device=self._device)
         for index, layer in enumerate(self._layers):
             queries, keys_values = self._project_qkv(layer, x, cos, signed_sin)
-            cache.token_rows(index).index_copy_(0, write_rows, keys_values)
-            block_rows = cache.block_rows(index)
-            with one_thread(self._padding.is_serial):
-                for group in groups:
-                    attend(queries, block_rows, group, attended)
+            cache.token_rows(index).index_copy_(0, inputs.write_rows, keys_values)
+            attend(index, queries, attended)
             x.add_(self._apply(layer.o, attended.view(x.shape[0], -1)))
             x.add_(self._mlp(layer, x))
-        if not len(plan.sample_tokens):
+        if not len(inputs.sample_tokens):
             return torch.empty((0, config.vocab_size), device=self._device)
-        last = self._normed(x[self._indices(plan.sample_tokens)], self._norm)
+        last = self._normed(x[inputs.sample_tokens], self._norm)
         return self._lm_head(last.to(self._kernel.dtype)).float()
 
     def _project_qkv(

@@ -35,11 +35,14 @@ def open_step_model(
     device: torch.device,
     *,
     num_threads: int,
+    attention: str = "auto",
+    decode_graphs: bool = True,
 ) -> StepModel:
-    """Call it in the thread that will compute, its threads and cores set.
+    """Call it in the thread that will compute, its threads, cores and device set.
 
     Raises:
-        ConfigError: ``native`` is "on" and the kernels cannot be had; says why.
+        ConfigError: ``native`` is "on" and the kernels cannot be had, or ``attention`` names one
+            that cannot; says why.
     """
     num_positions = min(prepared.config.max_positions, cache.num_blocks * cache.layout.block_size)
     if native != "off":
@@ -55,7 +58,10 @@ def open_step_model(
                 raise
             log = logger.info if device.type != "cpu" else logger.warning
             log("native_unavailable", problem=str(error), computing="torch")
-    return TorchSteps(prepared, weights, cache, device, num_positions=num_positions)
+    return TorchSteps(
+        prepared, weights, cache, device,
+        num_positions=num_positions, attention=attention, decode_graphs=decode_graphs,
+    )  # fmt: skip
 
 
 def check_native_support(prepared: PreparedModel, device: torch.device) -> None:

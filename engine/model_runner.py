@@ -22,7 +22,7 @@ import torch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.cpu_memory import default_cpu_kv_bytes
-from engine.devices import free_bytes, parse_device, wait_for_device
+from engine.devices import enter_device, free_bytes, parse_device, wait_for_device
 from engine.kv_cache import KvCache
 from engine.logit_edits import plan_edits
 from engine.model_choice import open_step_model
@@ -65,6 +65,8 @@ class ModelRunner:
         num_threads: int,
         cpus: tuple[int, ...] = (),
         native: str = "auto",
+        attention: str = "auto",
+        decode_graphs: bool = True,
     ) -> None:
         config = prepared.config
         self.vocab_size = config.vocab_size
@@ -77,7 +79,9 @@ class ModelRunner:
         self._thread = ThreadPoolExecutor(1, "engine", _enter_thread, (num_threads, cpus))
         try:
             self.buffers = KvCache(self.layout, num_blocks, self._device)
-            self._model = self._thread.submit(self._load, prepared, weights, native).result()
+            self._model = self._thread.submit(
+                self._load, prepared, weights, native, attention, decode_graphs
+            ).result()
         except BaseException:
             self._thread.shutdown()
             raise
@@ -131,11 +135,14 @@ class ModelRunner:
         lease.release()
 
     def _load(
-        self, prepared: PreparedModel, weights: Mapping[str, torch.Tensor], native: str
-    ) -> StepModel:
+        self, prepared: PreparedModel, weights: Mapping[str, torch.Tensor], native: str,
+        attention: str, decode_graphs: bool,
+    ) -> StepModel:  # fmt: skip
+        enter_device(self._device)
         model = open_step_model(
-            native, prepared, weights, self.buffers, self._device, num_threads=self._num_threads
-        )
+            native, prepared, weights, self.buffers, self._device,
+            num_threads=self._num_threads, attention=attention, decode_graphs=decode_graphs,
+        )  # fmt: skip
         logger.info(
             "kernels_chosen",
             device=self._device,
@@ -192,6 +199,8 @@ def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRu
         num_threads=num_threads,
         cpus=cpus,
         native=config.native,
+        attention=config.attention,
+        decode_graphs=config.decode_graphs == "on",
     )
     runner.warm_up()
     return runner

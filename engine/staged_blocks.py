@@ -19,13 +19,13 @@ from pdserve.errors import EngineFailure
 
 
 class StagedBlocks:
-    """``blocks`` [num_blocks + 1, ...], contiguous; the last one can be neither read nor written.
+    """``blocks`` [>= num_blocks, ...], contiguous; those after can be neither read nor written.
 
     The thread starts with the first copy; ``close`` ends it.
     """
 
-    def __init__(self, blocks: torch.Tensor) -> None:
-        self._num_blocks = len(blocks) - 1
+    def __init__(self, blocks: torch.Tensor, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
         self._rows = blocks.view(torch.uint8).view(len(blocks), -1)
         self._stream = CopyStream(blocks.device)
         self._thread = ThreadPoolExecutor(1, "kv-copy")

@@ -1,8 +1,9 @@
 """Steps computed by torch: the plain twin of the C kernels, and the only way on a GPU.
 
-Chooses the ways to multiply and to pad that leave rows alone (linear.py, attention.py), then lays
-steps out for the model. Matrices of int8 blocks are turned into the model's dtype when it is
-loaded: they save nothing here. Not covered: how long a step's phases take.
+Chooses the ways to multiply and to attend (linear.py, attention_choice.py), then lays steps out for
+the model; on a device that can record, decode steps repeat a recording (decode_graphs.py). Matrices
+of int8 blocks are turned into the model's dtype when it is loaded: they save nothing here. Not
+covered: how long a step's phases take.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
-from engine.attention import choose_row_padding
+from engine.attention_choice import choose_attention
 from engine.batch_plan import plan_batch
+from engine.decode_graphs import DecodeGraphs
+from engine.devices import open_recorder
 from engine.kv_cache import TORCH_DTYPES, KvCache
 from engine.linear import choose_kernel
 from engine.model import LINEAR_NAMES, LlamaModel
@@ -35,14 +38,15 @@ class TorchSteps:
         device: torch.device,
         *,
         num_positions: int,
+        attention: str = "auto",
+        decode_graphs: bool = True,
     ) -> None:
         config = prepared.config
         weights = _in_full(prepared, weights)
         linears = [weights[f"layers.0.{name}"] for name in LINEAR_NAMES]
         linears.append(weights["embed" if config.tied_embeddings else "lm_head"])
         kernel = choose_kernel(linears, device)
-        padding = choose_row_padding(config.head_dim, device)
-        self.kernels = f"linear {kernel.name}, {padding}"
+        self._attention = choose_attention(attention, cache.layout, config.num_heads, device)
         self._cache = cache
         with torch.inference_mode():
             self._model = LlamaModel(
@@ -50,13 +54,28 @@ class TorchSteps:
                 weights,
                 device=device,
                 kernel=kernel,
-                padding=padding,
+                attention=self._attention,
                 num_positions=num_positions,
             )
+            self._graphs: DecodeGraphs | None = None
+            recorder = open_recorder(device) if decode_graphs else None
+            if recorder is not None:
+                self._graphs = DecodeGraphs(
+                    recorder, self._model, self._attention, cache, num_positions=num_positions
+                )
+        self.kernels = f"linear {kernel.name}, {self._attention.name}{self._recorded()}"
 
     def stage(self, rows: SequenceOf[StepRow]) -> StagedStep:
-        plan = plan_batch(rows, self._cache.layout, self._cache.zero_block_id)
+        layout, zero_block_id = self._cache.layout, self._cache.zero_block_id
+        plan = plan_batch(rows, layout, zero_block_id, self._attention.grouped)
+        graphs = self._graphs
+        if graphs is not None and graphs.fits(plan):
+            return StagedStep(plan.sample_rows, lambda: graphs.run(plan))
         return StagedStep(plan.sample_rows, lambda: self._model.forward(plan, self._cache))
+
+    def _recorded(self) -> str:
+        sizes = self._graphs.sizes if self._graphs is not None else ()
+        return f", decode recorded to {sizes[-1]} rows" if sizes else ""
 
     def phase_seconds(self) -> dict[str, float]:
         return {}

@@ -34,6 +34,7 @@ _GRPC_HOMES = ("pdserve/rpc/*", "pdserve/v1/*", "kvtransfer/transports/grpc*")
 # Where each library may be imported. A library that is not here may not be imported at all.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("engine/*",),
+    "triton": ("engine/triton_decode.py",),
     "numpy": ("engine/*", "kvtransfer/*", "router/*"),
     "gguf": ("engine/modelfiles/*",),
     "huggingface_hub": ("engine/modelfiles/hub.py",),

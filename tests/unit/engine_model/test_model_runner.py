@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention import RowPadding
+from engine.attention import RowPadding, TiledAttention
 from engine.batch_plan import plan_batch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
@@ -129,8 +129,8 @@ def test_forward_stays_on_its_device(prepare_tiny: PrepareTiny, dtype: str) -> N
     kernel = choose_kernel([weights["embed"]], device)
     with torch.inference_mode():
         model = LlamaModel(
-            prepared.config, weights, device=device, kernel=kernel, padding=RowPadding(8),
-            num_positions=1024,
+            prepared.config, weights, device=device, kernel=kernel,
+            attention=TiledAttention(4, RowPadding(8)), num_positions=1024,
         )  # fmt: skip
         cache = KvCache(layout, 64, device)
         logits = model.forward(plan_batch(rows, layout, cache.zero_block_id), cache)

@@ -48,7 +48,7 @@ def cache() -> KvCache:
 
 @pytest.fixture
 def staged(cache: KvCache) -> Iterator[StagedBlocks]:
-    made = StagedBlocks(cache.blocks)
+    made = StagedBlocks(cache.blocks, cache.num_blocks)
     yield made
     made.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("kv-copy")]
