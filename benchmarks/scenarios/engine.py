@@ -16,6 +16,7 @@ import statistics
 import time
 from dataclasses import replace
 
+from benchmarks.against import compare
 from benchmarks.result import ScenarioResult
 from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
@@ -42,9 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=128, help="context of decode rows (tokens)")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="decode steps in one repetition")
+    peers = parser.add_argument_group("beside peers", "cells, types and threads are fixed or here")
+    peers.add_argument(
+        "--against",
+        default="",
+        metavar="PEER=PYTHON,...",
+        help="peers (llama-cpp, vllm, transformers) and the Python that has each, in turns",
+    )
+    peers.add_argument("--rounds", type=int, default=5)
+    peers.add_argument("--against-dtypes", nargs="*", default=["bfloat16", "float32"])
+    peers.add_argument("--against-threads", type=int, nargs="*", default=[2, 1])
 
 
 def run(args: argparse.Namespace) -> ScenarioResult:
+    if args.against:
+        return compare(args)
     return asyncio.run(_run(args))
 
 
