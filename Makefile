@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -q
 GENERATED_CHECK := .ci/gen-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check setup setup-run clean
+.PHONY: help demo serve test check setup setup-run setup-triton clean
 
 help:
 	@echo "make demo    set up, start router, prefill and decode workers, send four prompts, stop"
@@ -23,7 +23,7 @@ demo: setup-run
 serve: setup-run
 	@$(PYTHON_VENV) -m cluster serve $(ARGS)
 
-test: setup check
+test: setup setup-triton check
 	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu and not ray" --ignore tests/architecture
 	@# By themselves: started from a process that has run hundreds of tests, a Ray head's raylet
 	@# sometimes never comes up (twice in some ten runs; never in twenty from a fresh process).
@@ -41,6 +41,9 @@ setup:
 
 setup-run:
 	@.ci/setup run
+
+setup-triton: setup
+	@.ci/setup triton
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build pdserve.egg-info

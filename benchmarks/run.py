@@ -37,6 +37,7 @@ SCENARIOS = (
     "weights",
     "routing",
     "ledger",
+    "kernels",
 )
 
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 SPLIT_KEYS = 512
-TILE_KEYS = 64
+TILE_KEYS = {2: 64, 4: 16}  # by bytes of a number: float32 has no tensor cores, 64 keys spill
 MIN_DOT_ROWS = 16  # what a matrix instruction takes at least; query heads of a KV head are padded
 NUM_WARPS = 4
 NUM_STAGES = 2
@@ -103,8 +103,10 @@ def _compiled() -> tuple[Any, Any]:
     return triton.jit(attend_part), triton.jit(add_parts)
 
 
-def part_constants(heads: int, kv_heads: int, head_dim: int, page_size: int) -> dict[str, int]:
-    """What ``attend_part`` is compiled for."""
+def part_constants(
+    heads: int, kv_heads: int, head_dim: int, page_size: int, item_bytes: int
+) -> dict[str, int]:
+    """What ``attend_part`` is compiled for. ``item_bytes``: of a number of the KV."""
     group = heads // kv_heads
     return {
         "kv_heads": kv_heads,
@@ -114,7 +116,7 @@ def part_constants(heads: int, kv_heads: int, head_dim: int, page_size: int) -> 
         "dim_columns": max(MIN_DOT_ROWS, _power_of_two(head_dim)),
         "page_size": page_size,
         "split": SPLIT_KEYS,
-        "tile": TILE_KEYS,
+        "tile": TILE_KEYS[item_bytes],
     }
 
 
@@ -133,7 +135,7 @@ def triton_paged_decode(
     # From torch's allocator: a recorded step gets them from its own pool.
     partial = queries.new_empty((rows, heads, num_parts, head_dim), dtype=torch.float32)
     partial_lse = queries.new_empty((rows, heads, num_parts), dtype=torch.float32)
-    constants = part_constants(heads, kv_heads, head_dim, page_size)
+    constants = part_constants(heads, kv_heads, head_dim, page_size, keys.element_size())
     attend, add = _compiled()
     attend[(rows, kv_heads, num_parts)](
         queries, keys, values, block_tables, key_lens, partial, partial_lse,
