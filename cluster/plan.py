@@ -210,10 +210,11 @@ def _check_agreement(plan: ServicePlan) -> None:
         for name in (*_MUST_AGREE, *(() if plan.router.allows_mixed_weights else ("weights",))):
             ours, theirs = getattr(first, name), getattr(plan.engine(role), name)
             if ours != theirs:
-                raise ConfigError(
+                error = ConfigError(
                     f"{name} must be the same for all workers, not {ours!r} for "
                     f"{plan.roles[0]} and {theirs!r} for {role}"
                 )
+                raise error.advise("--mixed-weights allow") if name == "weights" else error
 
 
 def _check_router_agrees(plan: ServicePlan, sources: Sources) -> None:
