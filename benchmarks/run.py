@@ -29,6 +29,7 @@ SCENARIOS = (
     "service",
     "interference",
     "transport",
+    "handover",
     "cancel",
     "soak",
     "clients",

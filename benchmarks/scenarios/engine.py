@@ -108,7 +108,7 @@ def _phase_ms(runs: list[tuple[float, dict[str, float]]], batch: int) -> dict[st
     return {name: 1e3 * statistics.median(step[name] for step in steps) for name in names}
 
 
-def _sequence(
+def drawn_sequence(
     runner: StepRunner, pool: BlockPool, length: int, num_blocks: int, seed: int
 ) -> Sequence:
     draw = random.Random(seed)
@@ -120,7 +120,7 @@ def _sequence(
     return Sequence(Attempt(Request(RequestId(f"bench-{seed}"), ids, sampling), 1), lease)
 
 
-async def _compute_prompt(runner: StepRunner, sequence: Sequence, chunk_tokens: int) -> None:
+async def compute_prompt(runner: StepRunner, sequence: Sequence, chunk_tokens: int) -> None:
     total = len(sequence.token_ids)
     while sequence.num_computed < total:
         length = next_chunk_len(sequence.num_computed, total, chunk_tokens)
@@ -133,9 +133,9 @@ async def _compute_prompt(runner: StepRunner, sequence: Sequence, chunk_tokens: 
 
 async def _prefill(runner: StepRunner, length: int, args: argparse.Namespace, seed: int) -> float:
     pool = BlockPool(runner.buffers.num_blocks)
-    sequence = _sequence(runner, pool, length, runner.layout.num_blocks(length), seed)
+    sequence = drawn_sequence(runner, pool, length, runner.layout.num_blocks(length), seed)
     started = time.perf_counter()
-    await _compute_prompt(runner, sequence, args.chunk_tokens)
+    await compute_prompt(runner, sequence, args.chunk_tokens)
     elapsed = time.perf_counter() - started
     sequence.lease.release()
     return length / elapsed
@@ -148,10 +148,11 @@ async def _decode(
     pool = BlockPool(runner.buffers.num_blocks)
     num_blocks = runner.layout.num_blocks(args.context + args.steps + 2)
     sequences = [
-        _sequence(runner, pool, args.context, num_blocks, seed * 1000 + i) for i in range(batch)
+        drawn_sequence(runner, pool, args.context, num_blocks, seed * 1000 + i)
+        for i in range(batch)
     ]
     for sequence in sequences:
-        await _compute_prompt(runner, sequence, args.chunk_tokens)
+        await compute_prompt(runner, sequence, args.chunk_tokens)
     _phases(runner)
     started = time.perf_counter()
     for _ in range(args.steps):

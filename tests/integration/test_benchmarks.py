@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.result import ScenarioResult
 from benchmarks.run import Scenario
-from benchmarks.scenarios import cancel, interference, ledger, prefix, service
+from benchmarks.scenarios import cancel, handover, interference, ledger, prefix, service
 
 FAKE = ["--", "--engine=fake", "--kv-memory=4"]
 
@@ -77,6 +77,18 @@ def test_prefix_tells_what_was_cached_and_shipped() -> None:
     assert [row[0] for row in result.rows[1:]] == list(prefix.KINDS)
     assert result.data["cached"] == {"cold": [0], "seen": [320], "next turn": [336]}
     assert len(result.data["ttft_s"]["cold"]) == 1  # type: ignore[index]
+
+
+def test_handover_has_a_row_for_each_transport_and_one_for_recomputing() -> None:
+    result = run_scenario(
+        handover, "--engine=fake", "--dtype=float32", "--isl=300", "--rounds=1", "--osl=4",
+        "--transports", "tcp",
+    )  # fmt: skip
+    assert [row[0] for row in result.rows[1:]] == ["tcp", "recompute"]
+    samples = result.data["samples"]
+    assert isinstance(samples, dict)
+    assert {name: len(found) for name, found in samples.items()} == {"tcp": 1}
+    assert all(found[0]["kv_bytes"] > 0 for found in samples.values())
 
 
 def test_ledger_has_a_pair_for_every_request() -> None:
