@@ -5,6 +5,9 @@ and the hop to the engine thread included), no scheduler and no network. Each fi
 over repetitions, with the range. Decode counts all rows of the batch. Where the kernels time their
 phases (the C ones do), "outside" is what a decode step costs beside them: batch building, sampling,
 the hops between threads; the phases are in the last line's data.
+
+On a GPU (docs/gpu.md): ``--device cuda --shape llama-3-8b --card H100`` takes random weights made
+on the device and says which part of that card's roofline each figure is.
 """
 
 from __future__ import annotations
@@ -15,17 +18,22 @@ import random
 import statistics
 import time
 from dataclasses import replace
+from typing import cast
 
 from benchmarks.against import compare
+from benchmarks.random_model import open_random_runner, shape_named
 from benchmarks.result import ScenarioResult
+from benchmarks.roofline import card_named, decode_fraction, prefill_fraction
 from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
 from engine.chunking import next_chunk_len
 from engine.config import EngineConfig
 from engine.model_runner import ModelRunner
+from engine.modelfiles.costs import Costs, model_costs
 from engine.sequence import Sequence
 from engine.step import StepRow, StepRunner
 from pdserve.clock import MonotonicClock
+from pdserve.prepared import ModelConfig
 from pdserve.types import Attempt, Request, RequestId, SamplingParams
 
 SUMMARY = "prefill and decode speed of the bare engine"
@@ -37,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--native", default="auto", choices=("auto", "on", "off"))
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--decode-graphs", default="on", choices=("on", "off"))
+    parser.add_argument("--shape", default="", help="random weights of this shape, not --model")
+    parser.add_argument("--card", default="", help="H100, A100, L4: part of its roofline")
     parser.add_argument("--chunk-tokens", type=int, default=256)
     parser.add_argument("--prefill", type=int, nargs="*", default=[128, 512, 2048])
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8, 32])
@@ -65,10 +77,10 @@ async def _run(args: argparse.Namespace) -> ScenarioResult:
     config = replace(
         EngineConfig(),
         model=args.model, dtype=args.dtype, device=args.device, threads=args.threads,
-        chunk_tokens=args.chunk_tokens, native=args.native,
+        chunk_tokens=args.chunk_tokens, native=args.native, attention=args.attention,
+        decode_graphs=args.decode_graphs,
     )  # fmt: skip
-    prepared = prepare(config, print)
-    runner = build_runner(config, prepared, MonotonicClock())
+    runner, shape = _open(config, args)
     rows = [("case", "tokens/s", "min", "max", "outside ms")]
     data: dict[str, object] = {"device": runner.device, "dtype": args.dtype, "repeat": args.repeat}
     try:
@@ -81,7 +93,41 @@ async def _run(args: argparse.Namespace) -> ScenarioResult:
             _add(rows, data, name, [rate for rate, _ in runs], _phase_ms(runs, batch))
     finally:
         await runner.close()
+    if args.card:
+        _place(rows, data, args, model_costs(shape, args.dtype))
     return ScenarioResult(rows=rows, data=data)
+
+
+def _open(config: EngineConfig, args: argparse.Namespace) -> tuple[StepRunner, ModelConfig]:
+    if args.shape:
+        rows = max(args.decode, default=0)
+        num_tokens = max(
+            [*args.prefill, rows * (args.context + args.steps + 2 + config.block_size)]
+        )
+        return open_random_runner(config, args.shape, num_tokens), shape_named(args.shape)
+    prepared = prepare(config, print)
+    return build_runner(config, prepared, MonotonicClock()), prepared.config
+
+
+def _place(
+    rows: list[tuple[str, ...]], data: dict[str, object], args: argparse.Namespace, costs: Costs
+) -> None:
+    """Add the part of the card's roofline to every row."""
+    card = card_named(args.card, args.dtype)
+    found = {}
+    for length in args.prefill:
+        name = f"prefill {length}"
+        found[name] = prefill_fraction(costs, card, length, _median(data, name))
+    for batch in args.decode:
+        name = f"decode b={batch} at {args.context}"
+        context = args.context + args.steps // 2
+        found[name] = decode_fraction(costs, card, context, batch, _median(data, name))
+    rows[:] = [(*rows[0], f"of {card.name}"), *((*row, f"{found[row[0]]:.1%}") for row in rows[1:])]
+    data["card"] = {"name": card.name, "parts": found}
+
+
+def _median(data: dict[str, object], name: str) -> float:
+    return float(cast(dict[str, float], data[name])["median"])
 
 
 def _add(
