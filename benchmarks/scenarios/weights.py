@@ -105,6 +105,8 @@ def _windows(prepared: PreparedModel, args: argparse.Namespace) -> list[tuple[in
     topics = pydoc_data.topics.topics
     text = "\n".join(topics[name] for name in sorted(topics))
     size, count = args.window_tokens, args.windows
+    if count < 1 or size < 2:
+        raise SystemExit("--windows: at least 1, --window-tokens: at least 2")
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_path))
     ids = tokenizer.encode(text[: 8 * size * count]).ids
     if len(ids) < size * count:
