@@ -12,6 +12,8 @@ Not covered: several sessions with one router at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -29,6 +31,7 @@ from pdserve.messages import (
     ResendCache,
     StepReport,
     Submit,
+    Tokens,
     Welcome,
     WorkerEvent,
 )
@@ -38,6 +41,7 @@ WELCOME_TIMEOUT_S = 10.0
 DIAL_TIMEOUT_S = 10.0
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
+REPORT_INTERVAL_S = 0.002
 
 _NO_CONNECTION = "no connection"
 _NO_ROUTER = "is a router up at that address (--router), listening beyond loopback (--listen)?"
@@ -46,17 +50,23 @@ _log = event_log(__name__)
 
 
 async def serve_session(
-    link: WorkerLink, role: WorkerRole, clock: Clock, *, leave: asyncio.Event | None = None
+    link: WorkerLink,
+    role: WorkerRole,
+    clock: Clock,
+    *,
+    leave: asyncio.Event | None = None,
+    report_interval_s: float = 0.0,
 ) -> str:
     """Serve one router until the session ends; returns why, for people.
 
     When it returns or raises, the role has been told (``session_ended``), the link is closed and no
-    task is left. ``leave``, once set, ends the session with a Goodbye.
+    task is left. ``leave``, once set, ends the session with a Goodbye. Tokens that come sooner than
+    ``report_interval_s`` after the last report go together, unless one of them ends its request.
 
     Raises:
         IncompatibleWorker: the router will not have this worker.
     """
-    session = _Session(link, role, clock)
+    session = _Session(link, role, clock, report_interval_s)
     try:
         if (problem := await session.greet()) is not None:
             return problem
@@ -73,6 +83,7 @@ async def stay_connected(
     *,
     leave: asyncio.Event | None = None,
     router: str = "",
+    report_interval_s: float = REPORT_INTERVAL_S,
     jitter: Callable[[], float] = random.random,
 ) -> None:
     """Keep a session with one router: dial again after 0.1 s, doubling to 5 s, with jitter.
@@ -86,7 +97,7 @@ async def stay_connected(
     backoff_s = MIN_BACKOFF_S
     while True:
         dialled_s = clock.now()
-        reason = await _dial_and_serve(dial, role, clock, leave)
+        reason = await _dial_and_serve(dial, role, clock, leave, report_interval_s)
         advice = _NO_ROUTER if reason.startswith(_NO_CONNECTION) else None
         _log.info("session_ended", router=router, reason=reason, next=advice)
         if role.status().draining or (leave is not None and leave.is_set()):
@@ -105,6 +116,7 @@ async def _dial_and_serve(
     role: WorkerRole,
     clock: Clock,
     leave: asyncio.Event | None,
+    report_interval_s: float,
 ) -> str:
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
@@ -115,7 +127,7 @@ async def _dial_and_serve(
         raise
     except PdserveError as error:
         return f"{_NO_CONNECTION}: {error}"
-    return await serve_session(link, role, clock, leave=leave)
+    return await serve_session(link, role, clock, leave=leave, report_interval_s=report_interval_s)
 
 
 def _why_it_ended(error: PdserveError) -> str:
@@ -152,15 +164,29 @@ async def _stop(tasks: set[asyncio.Task[object]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _may_wait(event: WorkerEvent) -> bool:
+    """Tokens in the middle of an answer: somebody reads them, nothing else follows from them."""
+    return (
+        isinstance(event, Tokens)
+        and event.timing is None
+        and not any(token.finish_reason for token in event.tokens)
+    )
+
+
 class _Session:
     """One session. Satisfies ``EventSink``."""
 
-    def __init__(self, link: WorkerLink, role: WorkerRole, clock: Clock) -> None:
+    def __init__(
+        self, link: WorkerLink, role: WorkerRole, clock: Clock, report_interval_s: float
+    ) -> None:
         self._link = link
         self._role = role
         self._clock = clock
         self._outbox: list[WorkerEvent] = []
         self._poke = asyncio.Event()
+        self._urgent = asyncio.Event()  # something is in the outbox that does not wait
+        self._report_interval_s = report_interval_s
+        self._reported_s = -math.inf
         self._heartbeat_s = 1.0
         self._last_submit_seq = 0
         self._cache = role.watch_cache()
@@ -174,6 +200,8 @@ class _Session:
         if not self._ended:
             self._outbox.append(event)
             self._poke.set()
+            if not _may_wait(event):
+                self._urgent.set()
 
     def status_changed(self) -> None:
         self._poke.set()
@@ -250,7 +278,9 @@ class _Session:
         try:
             while True:
                 await self._poke.wait()
+                await self._wait_for_more()
                 self._poke.clear()
+                self._urgent.clear()
                 # Before the outbox: what is emitted before the goodbye is sent before it.
                 goodbye = self._goodbye
                 events = tuple(self._outbox)
@@ -271,6 +301,16 @@ class _Session:
             self._poke.set()
         self._cache_seq += 1
         return CacheChanges(self._cache_seq, delta.stored, delta.evicted, delta.is_reset)
+
+    async def _wait_for_more(self) -> None:
+        """A message costs both ends as much as many tokens: steps that take next to no time share
+        one. Steps longer than the interval never wait."""
+        left_s = self._reported_s + self._report_interval_s - self._clock.now()
+        if left_s > 0 and self._outbox and not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._urgent.wait()
+        self._reported_s = self._clock.now()
 
     async def _beat(self) -> None:
         while True:

@@ -27,6 +27,9 @@ class Generation(Protocol):
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
 
+    def ready(self) -> TokenEvent | None:
+        """The next token if it is here already: what the iterator would yield without a wait."""
+
     def cancel(self, reason: str) -> None:
         """Stop it everywhere. The iterator then raises RequestCancelled; idempotent."""
 

@@ -293,12 +293,29 @@ class TextGeneration:
         except PdserveError as error:
             self._failed(error)
             raise
-        self._count_token()
-        text, reason = self._text_of(event)
-        if reason is not None:
-            await self._finish(reason, stopped_early=event.finish_reason is None)
-        logprobs = () if event.logprobs is None else (self._logprobs(event, event.logprobs),)
-        return TextDelta(text, (event.token_id,), logprobs, reason)
+        return await self._delta(event)
+
+    async def _delta(self, event: TokenEvent) -> TextDelta:
+        """Of this token and of all that are here already: a reader that lags behind the tokens, or
+        gets several in one report, takes them in one piece."""
+        texts: list[str] = []
+        token_ids: list[int] = []
+        logprobs: list[TextLogprobs] = []
+        while True:
+            self._count_token()
+            text, reason = self._text_of(event)
+            texts.append(text)
+            token_ids.append(event.token_id)
+            if event.logprobs is not None:
+                logprobs.append(self._logprobs(event, event.logprobs))
+            if reason is not None:
+                await self._finish(reason, stopped_early=event.finish_reason is None)
+                break
+            following = self._tokens.ready()
+            if following is None:
+                break
+            event = following
+        return TextDelta("".join(texts), tuple(token_ids), tuple(logprobs), reason)
 
     def _text_of(self, event: TokenEvent) -> tuple[str, FinishReason | None]:
         """The text this token adds, and how the generation ends with it (if it does)."""

@@ -143,7 +143,7 @@ class TextLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one token added.
+    """What one token added, or several that were there together.
 
     ``text`` is empty while a character is incomplete or a stop string may be beginning; later text
     carries it on. ``logprobs`` has one entry for each of ``token_ids`` if they were asked for.

@@ -61,6 +61,9 @@ class TokenStream:
             self._tokens.clear()
         self._changed.set()
 
+    def ready(self) -> TokenEvent | None:
+        return self._tokens.popleft() if self._tokens else None
+
     def __aiter__(self) -> Self:
         return self
 

@@ -165,6 +165,9 @@ class ScriptedGeneration:
         self._script.resume.set()
         self._end()
 
+    def ready(self) -> TokenEvent | None:
+        return None
+
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         for event in self._events():
             await self._pause(event.index)

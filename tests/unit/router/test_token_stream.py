@@ -36,6 +36,20 @@ async def test_tokens_put_before_and_while_reading() -> None:
     assert (stream.request_id, stream.timing.total_s) == (REQUEST, 1.0)
 
 
+async def test_what_is_ready_needs_no_wait() -> None:
+    stream = make_stream()
+    assert stream.ready() is None
+    stream.put(token(0))
+    stream.put(token(1, FinishReason.STOP))
+    stream.end(None)
+    assert (await anext(stream)).index == 0
+    ready = stream.ready()
+    assert ready is not None
+    assert ready.index == 1
+    assert stream.ready() is None
+    assert await _all_of(stream) == []
+
+
 async def test_an_error_comes_after_what_was_delivered_and_once() -> None:
     stream = make_stream()
     stream.put(token(0))

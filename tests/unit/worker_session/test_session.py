@@ -22,10 +22,12 @@ from pdserve.messages import (
     Peer,
     ResendCache,
     StepReport,
+    Tokens,
     ToWorker,
+    WorkerEvent,
 )
 from pdserve.roles import CacheDelta
-from pdserve.types import Leg, RequestId, WorkerId, WorkerStatus
+from pdserve.types import FinishReason, Leg, RequestId, TokenEvent, WorkerId, WorkerStatus
 from pdserve.worker_session import serve_session
 from support.scripted_role import HELLO, WELCOME, FakeRole, submit_message
 
@@ -33,11 +35,17 @@ from support.scripted_role import HELLO, WELCOME, FakeRole, submit_message
 class Session:
     """One running ``serve_session`` and the router's end of its link."""
 
-    def __init__(self, *, leave: asyncio.Event | None = None) -> None:
+    def __init__(
+        self, *, leave: asyncio.Event | None = None, report_interval_s: float = 0.0
+    ) -> None:
         self.clock = ManualClock()
         self.role = FakeRole()
         worker, self.router = link_pair()
-        self.task = asyncio.create_task(serve_session(worker, self.role, self.clock, leave=leave))
+        self.task = asyncio.create_task(
+            serve_session(
+                worker, self.role, self.clock, leave=leave, report_interval_s=report_interval_s
+            )
+        )
 
     async def receive(self) -> FromWorker:
         async with asyncio.timeout(10):
@@ -122,6 +130,35 @@ async def test_events_after_the_end_are_dropped(session: Session) -> None:
     (sink,) = session.role.ended_sinks
     assert sink is session.role.submits[0][1]
     sink.emit(Ended(RequestId("r1"), 1, Leg.PREFILL))
+
+
+def tokens(index: int, finish: FinishReason | None = None) -> Tokens:
+    return Tokens((TokenEvent(RequestId("r1"), 1, index, 7, finish),))
+
+
+@pytest.mark.parametrize(
+    "urgent", [Ended(RequestId("r1"), 1, Leg.DECODE), tokens(3, FinishReason.LENGTH)]
+)
+async def test_tokens_amid_an_answer_wait_a_little_and_nothing_else_does(
+    urgent: WorkerEvent,
+) -> None:
+    session = Session(report_interval_s=3600.0)
+    await session.join()
+    await session.router.send(submit_message(1))
+    await session.report()
+    _, sink = session.role.submits[0]
+    sink.emit(tokens(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    sink.emit(tokens(2))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    sink.emit(urgent)
+    assert (await session.report()).events == (tokens(1), tokens(2), urgent)
+    session.clock.advance(3601.0)
+    assert (await session.report()).events == ()  # the heartbeat
+    await session.router.close()
+    await session.reason()
 
 
 @pytest.mark.parametrize("message", [Drain(1.0), Cancel(RequestId("r1"), 1, "x")])
