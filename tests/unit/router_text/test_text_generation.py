@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,18 @@ from pdserve.errors import (
     RetriesExhausted,
 )
 from pdserve.metrics import ServiceMetrics
-from pdserve.types import FinishReason, RequestId, SamplingParams
+from pdserve.types import (
+    FinishReason,
+    Request,
+    RequestId,
+    RequestTiming,
+    SamplingParams,
+    TokenEvent,
+)
 from router.chat_template import ChatMessage
 from router.text_generation import TextGeneration, TextService
 from router.text_job import ChatPrompt, Prompt, TextDelta, TextJob, TextPrompt, TokenPrompt
+from router.token_stream import TokenStream
 from support.scripted_tokens import BOS, END, ScriptedTokens, byte_text_model, script
 
 
@@ -263,3 +272,34 @@ async def test_refusals_of_the_token_service_are_counted(
 
 def sample(metrics: ServiceMetrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
+
+
+# --- tokens that are there together -----------------------------------------------------------
+
+
+class AllAtOnce(ScriptedTokens):
+    """Every token of the answer is there before the first is read."""
+
+    def start(self, request: Request, **_: object) -> TokenStream:  # type: ignore[override]
+        stream = TokenStream(request.request_id, RequestTiming, self._cancelled(request.request_id))
+        for index, token_id in enumerate(b"one. two."):
+            finish = FinishReason.LENGTH if index == 8 else None
+            stream.put(TokenEvent(request.request_id, 1, index, token_id, finish))
+        stream.end(None)
+        return stream
+
+    def _cancelled(self, request_id: RequestId) -> Callable[[str], None]:
+        return lambda reason: self.cancels.append((request_id, reason))
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "num_tokens", "finish"),
+    [((), "one. two.", 9, FinishReason.LENGTH), ((". t",), "one", 6, FinishReason.STOP)],
+)
+async def test_tokens_that_are_there_come_in_one_piece(
+    stop: tuple[str, ...], text: str, num_tokens: int, finish: FinishReason
+) -> None:
+    generation = await service(AllAtOnce()).start(job(stop_strings=stop))
+    (delta,) = await read(generation)
+    assert (delta.text, delta.finish_reason) == (text, finish)
+    assert len(delta.token_ids) == generation.num_completion_tokens == num_tokens
