@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
+from ray._private.internal_api import memory_summary
 from ray.util.placement_group import placement_group_table
 
 from cluster.onray.actors import controller_name, living_roles, services
@@ -24,6 +26,8 @@ SMALL = (
     "--heartbeat-s=0.2", "--drain-grace-s=20", "--no-upload",
 )  # fmt: skip
 _ASK_AGAIN_S = 0.05
+_TITLES = ("ray::RoleActor", "ray::Controller")
+_NO_OBJECT = "Plasma memory usage 0 MiB, 0 objects"
 
 
 class Served:
@@ -129,7 +133,19 @@ async def served_on_ray(
 def assert_nothing_left(service: str) -> None:
     wait_until(lambda: not living_roles(service) and service not in services())
     wait_until(lambda: not _groups())
+    wait_until(lambda: not _role_processes())
+    wait_until(lambda: _NO_OBJECT in memory_summary(stats_only=True))
     assert StateStore(service).load() is None
+
+
+def _role_processes() -> list[psutil.Process]:
+    """Below this process, whose cluster it is; Ray titles a process by its actor's class."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(each.cmdline()).startswith(_TITLES):
+                found.append(each)
+    return found
 
 
 def _groups() -> list[str]:
