@@ -37,6 +37,7 @@ SCENARIOS = (
     "scaling",
     "weights",
     "routing",
+    "overload",
     "ledger",
     "kernels",
 )

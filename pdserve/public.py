@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.errors import InvalidRequest
+from pdserve.route_hints import RouteHints
 from pdserve.types import (
     Endpoint,
     FinishReason,
@@ -89,6 +90,7 @@ class GenerateJob:
     cache_salt: str = ""  # prefixes are shared between requests of one salt only
     num_answers: int = 1
     traceparent: str = ""  # W3C context of the client's span; travels as metadata of that name
+    hints: RouteHints = RouteHints()  # travels as metadata too
 
     def __post_init__(self) -> None:
         given = [each is not None for each in (self.prompt, self.prompt_ids, self.messages)]

@@ -29,6 +29,7 @@ from pdserve.public import (
     SamplingOptions,
     ToolCall,
 )
+from pdserve.route_hints import RouteHints
 from pdserve.rpc.inference_client import (
     AsyncInferenceStub,
     AsyncTextStream,
@@ -60,7 +61,7 @@ class GenerateOptions(TypedDict, total=False):
 
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
     ``num_answers``: chunks tell by ``answer_index`` whose they are;
-    ``traceparent``: W3C context of the caller's span;
+    ``traceparent``: W3C context of the caller's span; ``hints``: tenant, session, explain;
     ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
     "tool_call_id" if wanted; the rest as in SamplingOptions.
     """
@@ -75,6 +76,7 @@ class GenerateOptions(TypedDict, total=False):
     cache_salt: str
     num_answers: int
     traceparent: str
+    hints: RouteHints
     max_tokens: int
     min_tokens: int
     temperature: float
@@ -177,6 +179,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         cache_salt=options.get("cache_salt", ""),
         num_answers=options.get("num_answers", 1),
         traceparent=options.get("traceparent", ""),
+        hints=options.get("hints", RouteHints()),
     )
 
 

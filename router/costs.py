@@ -56,9 +56,10 @@ def prefill_parts(columns: Columns, num_tokens: int, cached: Column) -> PrefillP
 
 
 def decode_parts(
-    columns: Columns, num_tokens: int, max_total_tokens: int, cached: Column, shipped_s: float
+    columns: Columns, num_tokens: int, total_tokens: int, cached: Column, shipped_s: float
 ) -> DecodeParts:
-    """``shipped_s``: seconds for each token of KV that comes over, as far as it is not hidden."""
+    """``total_tokens`` with the answer. ``shipped_s``: seconds for each token of KV that comes
+    over, as far as it is not hidden."""
     batch, kv_tokens = columns.num_legs, columns.kv_tokens
     added_s = columns.decode_per_sequence_s + columns.decode_per_kv_token_s * num_tokens
     step_s = (
@@ -67,7 +68,7 @@ def decode_parts(
         + columns.decode_per_kv_token_s * kv_tokens
         + added_s
     )
-    needed = np.ceil(max_total_tokens / columns.block_size)
+    needed = np.ceil(total_tokens / columns.block_size)
     short = np.maximum(needed - columns.free_blocks, 0.0)
     missing = np.maximum(num_tokens - cached, 0.0)
     return DecodeParts(step_s, batch * added_s, shipped_s * missing, short * step_s)

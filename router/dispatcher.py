@@ -14,6 +14,7 @@ from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
+from router.deadlines import least_service_s
 from router.fleet import Column
 from router.flight import Flight
 from router.local_prefill import LocalLimits, PrefillPlace
@@ -72,6 +73,8 @@ class Dispatcher:
             else:
                 looked_at.append((flight, None))
                 self._queue.remove(flight)
+                if not flight.was_dispatched:
+                    self._queue.charge(flight)
                 self._send(flight, decision)
                 self._pool.fleet()
         return looked_at
@@ -97,12 +100,22 @@ class Dispatcher:
                 yield flight, missing[demand.needs_decode]
                 continue
             decision = self._decide(flight, demand, fleet)
-            if isinstance(decision, Unplaced) and demand.redeem_at is None:
+            if self._is_too_late(flight, demand, fleet):
+                decision = Unplaced(Waiting.TOO_LATE)
+            elif isinstance(decision, Unplaced) and demand.redeem_at is None:
                 if decision.reason in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER):
                     missing[demand.needs_decode] = decision
             elif isinstance(decision, Unplaced) and decision.reason is Waiting.BARRED:
                 decision = self._elsewhere(flight, fleet) or decision
             yield flight, decision
+
+    def _is_too_late(self, flight: Flight, demand: Demand, fleet: Fleet) -> bool:
+        """Whether it would only take time from others: nothing is computed yet, nor can be in
+        time."""
+        if flight.deadline_s is None or flight.was_dispatched:
+            return False
+        least_s = least_service_s(demand, fleet, self._cached_tokens(flight, fleet))
+        return least_s is not None and self._clock.now() + least_s > flight.deadline_s
 
     def _elsewhere(self, flight: Flight, fleet: Fleet) -> Placement | None:
         """For KV that no decode worker can fetch just now: another prefill worker, if one can."""

@@ -102,6 +102,7 @@ class Fleet:
         self._data = np.zeros((len(Columns._fields), 8))
         self.columns = Columns(*self._data[:, :0])
         self.row_of: dict[WorkerRef, int] = {}
+        self.is_measured = False  # both kinds of steps, by some worker
         self.spaces: dict[tuple[str, int], Rows] = {}  # (fingerprint, block size): whose hashes
 
     @classmethod
@@ -159,6 +160,7 @@ class Fleet:
         costs = data[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
         nominal = (*NOMINAL.prefill.coefficients, *NOMINAL.decode.coefficients)
         filled = []
+        self.is_measured = True
         for first in (0, 3):
             three = costs[first : first + 3]
             known = three.any(axis=0)
@@ -166,6 +168,7 @@ class Fleet:
                 filled += list(three)
                 continue
             rest = np.array(nominal[first : first + 3])
+            self.is_measured &= bool(known.any())
             if known.any():
                 rest = three[:, known].mean(axis=1)
             filled += list(np.where(known, three, rest[:, None]))

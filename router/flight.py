@@ -11,7 +11,6 @@ It does not choose workers (policy.py) nor keep bookings (session.py).
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 
 from pdserve.errors import PdserveError
 from pdserve.messages import (
@@ -25,6 +24,7 @@ from pdserve.messages import (
     Tokens,
     WorkerEvent,
 )
+from pdserve.route_hints import RouteHints
 from pdserve.types import Attempt, FinishReason, Leg, Request, TokenEvent, TransferTicket
 from router.actions import (
     Action,
@@ -37,6 +37,7 @@ from router.actions import (
     Requeue,
 )
 from router.barred_pairs import Pair
+from router.flight_state import FlightState
 from router.ledger import Ledger
 from router.legs import (
     OpenLeg,
@@ -53,14 +54,6 @@ from router.retries import Retries, own_fault
 PAIR_FAULTS = frozenset({"peer_unreachable", "peer_silent"})
 
 
-class FlightState(StrEnum):
-    QUEUED = "queued"
-    DISPATCHED = "dispatched"
-    PREFILLED = "prefilled"
-    COMMITTED = "committed"
-    ENDED = "ended"
-
-
 class Flight:
     def __init__(
         self,
@@ -70,14 +63,19 @@ class Flight:
         *,
         max_redispatches: int,
         follows: Flight | None = None,
+        hints: RouteHints | None = None,
+        expected_tokens: int | None = None,
     ) -> None:
-        """``follows``: an answer to the same prompt, whose KV this one shares."""
+        """``follows``: an answer to the same prompt, whose KV this one shares. ``expected_tokens``:
+        of the answer; None: as many as it may have."""
         self.request = request
         self.arrival = arrival
         self.ledger = ledger
         self.state = FlightState.QUEUED
         self.epoch = 0  # of the latest dispatch
         self.kv_at: WorkerRef | None = None  # the decode worker that had the prompt's KV last
+        self.hints = hints or RouteHints()
+        self.expected_tokens = expected_tokens or request.sampling.max_tokens
         self._follows = follows
         self.hashes = PromptHashes(request.cache_salt)
         self._legs = OpenLegs()
@@ -107,6 +105,14 @@ class Flight:
     def num_prompt_tokens(self) -> int:
         """Those that are to be computed for it alone, as far as can be foreseen."""
         return 0 if self.shares else len(self.request.prompt_ids)
+
+    @property
+    def tenant(self) -> str:
+        return self.hints.tenant
+
+    @property
+    def service_tokens(self) -> float:
+        return self.num_prompt_tokens + self.expected_tokens
 
     @property
     def shares(self) -> bool:
@@ -154,6 +160,7 @@ class Flight:
             share_at=None if self._follows is None else self._follows.kv_at,
             num_shared_tokens=num_prompt,
             turn=self.arrival,
+            expected_total_tokens=num_prompt + max(self.expected_tokens, num_generated + 1),
         )
 
     def _waits_for_other(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from pdserve.route_hints import RouteHints
 from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, TokenEvent
 
 
@@ -41,7 +42,12 @@ class TokenService(Protocol):
     def model(self) -> ModelInfo: ...
 
     def start(
-        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+        self,
+        request: Request,
+        *,
+        tokenize_s: float = 0.0,
+        follows: RequestId | None = None,
+        hints: RouteHints | None = None,
     ) -> Generation:
         """Queue a request.
 

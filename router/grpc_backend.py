@@ -182,6 +182,7 @@ def _text_job(job: GenerateJob) -> TextJob:
         request_id=RequestId(job.request_id),
         cache_salt=job.cache_salt,
         traceparent=job.traceparent,
+        hints=job.hints,
     )
 
 

@@ -40,6 +40,8 @@ class Demand:
     ``waits``: another answer to the same prompt is being computed; ``share_at`` is then the decode
     worker that has the prompt's KV, of which ``num_shared_tokens`` at most can be shared. ``turn``
     differs from request to request: what takes turns, and what draws, goes by it.
+    ``expected_total_tokens``: prompt and answer as they usually are, at most ``max_total_tokens``;
+    0: that.
     """
 
     num_context_tokens: int
@@ -52,6 +54,7 @@ class Demand:
     share_at: WorkerRef | None = None
     num_shared_tokens: int = 0
     turn: int = 0
+    expected_total_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Waiting(StrEnum):
     TOO_LARGE = "larger than every worker"
     PREFILL_BUSY = "prefill workers have enough to do"
     DECODE_FULL = "decode workers are full"
+    TOO_LATE = "it cannot end before its deadline"
     OTHER_ANSWER = "another answer to the same prompt comes first"
     BARRED = "the workers with room cannot reach each other"
 
@@ -195,10 +199,10 @@ class _Look:
     def decode_order(self, mask: Mask, shipped_s: float) -> Column:
         if self.limits.policy is RoutePolicy.COST:
             demand = self.demand
+            expected = demand.expected_total_tokens or demand.max_total_tokens
             return decode_parts(
-                self.columns, demand.num_context_tokens, demand.max_total_tokens, self.cached,
-                shipped_s,
-            ).total_s  # fmt: skip
+                self.columns, demand.num_context_tokens, expected, self.cached, shipped_s
+            ).total_s
         return self._turn_or(-self.columns.free_blocks, mask)
 
     def _turn_or(self, load: Column, mask: Mask) -> Column:

@@ -16,6 +16,7 @@ from pdserve.clock import Clock
 from pdserve.errors import (
     DeadlineExceeded,
     NoWorkers,
+    Overloaded,
     PdserveError,
     RequestCancelled,
     ShuttingDown,
@@ -23,6 +24,7 @@ from pdserve.errors import (
 from pdserve.links import RouterLink
 from pdserve.log import event_log
 from pdserve.messages import Committed, FirstToken, LegEvent, Tokens
+from pdserve.route_hints import RouteHints
 from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, Role
 from router import admission
 from router.actions import (
@@ -37,9 +39,12 @@ from router.actions import (
 )
 from router.cluster_view import ClusterStatus, WorkerEntry
 from router.config import RouterConfig
+from router.deadlines import least_decode_s
 from router.dispatcher import Dispatcher
 from router.flight import Flight
+from router.growth import GrowthEstimate
 from router.ledger import Ledger
+from router.policy import Waiting
 from router.pool import WorkerPool
 from router.request_queue import RequestQueue
 from router.session import SessionEnd, WorkerSession
@@ -72,6 +77,7 @@ class Router:
         self._pool = WorkerPool(config, model, clock, self._timers, self)
         self._dispatcher = Dispatcher(config, clock, self._pool, self._queue)
         self._speed = admission.PrefillSpeed()
+        self._growth = GrowthEstimate()
         self._entries: dict[RequestId, _Entry] = {}
         self._arrivals = itertools.count(1)
         self._wake_handle: asyncio.Handle | None = None
@@ -88,23 +94,32 @@ class Router:
         return self._servable
 
     def start(
-        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+        self,
+        request: Request,
+        *,
+        tokenize_s: float = 0.0,
+        follows: RequestId | None = None,
+        hints: RouteHints | None = None,
     ) -> TokenStream:
         """See TokenService.start."""
         if self._draining:
             raise ShuttingDown("the router is shutting down")
         admission.check_model(request, self._servable)
         now_s = self._clock.now()
+        hints = hints or RouteHints()
         wait_s = self._estimated_wait_s(len(request.prompt_ids))
-        admission.check_deadline(request, now_s, wait_s)
         request = replace(request, request_id=self._unused_id(request.request_id))
         ledger = Ledger(now_s, tokenize_s, len(request.prompt_ids))
         leader = None if follows is None else self._entries.get(follows)
         flight = Flight(
             request, next(self._arrivals), ledger,
             max_redispatches=self._config.max_redispatches,
-            follows=None if leader is None else leader.flight,
+            follows=None if leader is None else leader.flight, hints=hints,
+            expected_tokens=self._growth.expected(hints.tenant, request.sampling.max_tokens),
         )  # fmt: skip
+        if wait_s is not None:
+            decode_s = least_decode_s(flight.demand(), self._pool.fleet())
+            admission.check_deadline(request, now_s, wait_s + decode_s)
         self._queue.add(flight, admission.retry_after_s(wait_s))
         return self._take_on(flight).stream
 
@@ -201,6 +216,10 @@ class Router:
         self._wake_handle = None
         for flight, waiting in self._dispatcher.run():
             entry = self._entries[flight.request.request_id]
+            if waiting is Waiting.TOO_LATE:
+                wait_s = self._estimated_wait_s(0)
+                self._abandon(entry, Overloaded(waiting, admission.retry_after_s(wait_s)))
+                continue
             if waiting is None or not waiting.is_starving:
                 _cancel_timer(entry.patience)
                 entry.patience = None
@@ -271,6 +290,8 @@ class Router:
 
     def _end(self, entry: _Entry, error: PdserveError | None) -> None:
         flight = entry.flight
+        if error is None:
+            self._growth.observe(flight.tenant, flight.num_delivered)
         del self._entries[flight.request.request_id]
         if flight in self._queue:
             self._queue.remove(flight)

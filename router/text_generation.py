@@ -117,6 +117,7 @@ class TextService:
                     request,
                     tokenize_s=tokenize_s,
                     follows=first.request_id if first and job.answer_index else None,
+                    hints=job.hints,
                 )
                 first = first if job.answer_index else tokens
                 face = FaceTiming(self._clock, started_s, receive_s)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from pdserve.errors import InvalidRequest
+from pdserve.route_hints import RouteHints
 from pdserve.types import FinishReason, RequestId, SamplingParams
 from router.chat_template import ChatMessage
 from router.stop_strings import check_stop_strings
@@ -98,6 +99,7 @@ class TextJob:
     prompt_index: int | None = None
     answer_index: int = 0
     cache_salt: str = ""
+    hints: RouteHints = RouteHints()
     traceparent: str = ""  # of the client's span, checked; "": none
 
     @property

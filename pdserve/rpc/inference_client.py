@@ -17,6 +17,7 @@ import grpc.aio
 
 from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
 from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob, RequestRecord
+from pdserve.route_hints import as_metadata
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
 from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME, TRACEPARENT
@@ -51,7 +52,8 @@ def _call_timeout_s(job: GenerateJob) -> float | None:
 
 def _call_options(job: GenerateJob) -> dict[str, Any]:
     traceparent = ((TRACEPARENT, job.traceparent),) if job.traceparent else ()
-    return {"timeout": _call_timeout_s(job), "metadata": traceparent}
+    metadata = (*traceparent, *as_metadata(job.hints))
+    return {"timeout": _call_timeout_s(job), "metadata": metadata}
 
 
 class AsyncTextStream:

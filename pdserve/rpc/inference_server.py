@@ -19,6 +19,7 @@ from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
 from pdserve.log import event_log
 from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
+from pdserve.route_hints import read_hints
 from pdserve.rpc import codec_public, status
 from pdserve.tracing import read_context
 from pdserve.v1 import inference_service_pb2 as pb
@@ -70,7 +71,9 @@ class InferenceServer:
         arrived_s = self._clock.now()
         try:
             job = _within_call(codec_public.decode_job(data), context.time_remaining())
-            job = replace(job, traceparent=_traceparent(context))
+            entries = dict(status.plain_metadata(context.invocation_metadata()))
+            traceparent = read_context(entries.get(TRACEPARENT, ""))
+            job = replace(job, traceparent=traceparent, hints=read_hints(entries.get))
             receive_s = self._clock.now() - arrived_s
             stream = await self._backend.generate(job, receive_s=receive_s)
         except PdserveError as error:
@@ -128,11 +131,6 @@ async def _abort(error: PdserveError, context: Any) -> None:
     """Ends the call: unlike a stream, a unary one with a status alone would send a response too."""
     metadata = status.error_metadata(error)
     await context.abort(status.status_code(error), status.details(error), metadata)
-
-
-def _traceparent(context: Any) -> str:
-    entries = dict(status.plain_metadata(context.invocation_metadata()))
-    return read_context(entries.get(TRACEPARENT, ""))
 
 
 def _within_call(job: GenerateJob, time_left_s: float | None) -> GenerateJob:

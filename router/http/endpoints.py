@@ -22,6 +22,7 @@ from pdserve.clock import Clock
 from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
+from pdserve.route_hints import read_hints
 from pdserve.tracing import read_context
 from pdserve.types import RequestId
 from router.http.body import decode_body
@@ -141,7 +142,8 @@ class GenerationEndpoint(Generic[_Body]):
         try:
             body, jobs = self._understand(raw, request_id)
             traceparent = read_context(headers.get("traceparent", ""))
-            jobs = tuple(replace(job, traceparent=traceparent) for job in jobs)
+            hints = read_hints(headers.get)
+            jobs = tuple(replace(job, traceparent=traceparent, hints=hints) for job in jobs)
             receive_s = self._clock.now() - arrived_s
             generations = await self._service.start_all(jobs, receive_s=receive_s)
         except PdserveError as error:

@@ -46,7 +46,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "grpc_health": ("pdserve/rpc/*",),
     "grpc_reflection": ("pdserve/rpc/*",),
     "msgpack": ("kvtransfer/*",),
-    "xxhash": ("kvtransfer/*", "pdserve/prefix_keys.py"),
+    "xxhash": ("kvtransfer/*", "pdserve/prefix_keys.py", "pdserve/route_hints.py"),
     "starlette": ("router/http/*",),
     "uvicorn": ("router/http/*",),
     "httptools": ("router/http/*", "cluster/batch/http_client.py"),

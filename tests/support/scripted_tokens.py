@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pdserve.errors import PdserveError, RequestCancelled
 from pdserve.prepared import ModelConfig, PreparedModel, RopeScaling
+from pdserve.route_hints import RouteHints
 from pdserve.types import (
     FinishReason,
     ModelInfo,
@@ -118,6 +119,7 @@ class ScriptedTokens:
         self.requests: list[Request] = []
         self.tokenize_s: list[float] = []
         self.follows: list[RequestId | None] = []
+        self.hints: list[RouteHints | None] = []
         self.cancels: list[tuple[RequestId, str]] = []
         self.cancelled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -126,7 +128,12 @@ class ScriptedTokens:
         self._scripts = list(scripts)
 
     def start(
-        self, request: Request, *, tokenize_s: float = 0.0, follows: RequestId | None = None
+        self,
+        request: Request,
+        *,
+        tokenize_s: float = 0.0,
+        follows: RequestId | None = None,
+        hints: RouteHints | None = None,
     ) -> ScriptedGeneration:
         current = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         if current.error is not None and current.fail_at is None:
@@ -134,6 +141,7 @@ class ScriptedTokens:
         self.requests.append(request)
         self.tokenize_s.append(tokenize_s)
         self.follows.append(follows)
+        self.hints.append(hints)
         self.num_running += 1
         return ScriptedGeneration(self, current, request)
 

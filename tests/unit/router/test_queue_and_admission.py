@@ -22,6 +22,8 @@ class Item:
     priority: int = 0
     deadline_s: float | None = None
     num_prompt_tokens: int = 3
+    tenant: str = ""
+    service_tokens: float = 10.0
 
 
 def test_order_dispatched_then_priority_then_deadline_then_arrival() -> None:
