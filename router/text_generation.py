@@ -224,6 +224,7 @@ class TextGeneration:
         self._recent = recent
         self._tracer = tracer
         self._parent_span = job.traceparent
+        self._shares_prompt = job.answer_index > 0
         self._outcome = ""  # once it has one
         self._last_token_s: float | None = None
         self._num_completion_tokens = 0
@@ -275,7 +276,7 @@ class TextGeneration:
             return
         self._tokens.cancel(reason)
         self._outcome = RequestCancelled.code
-        self._metrics.observe_cancelled(self.timing)
+        self._metrics.observe_cancelled(self._own_timing)
         self._tell_end()
         logger.info("text_cancelled", request=self.request_id, reason=reason)
 
@@ -363,7 +364,7 @@ class TextGeneration:
         self._ended = True
         if not self._outcome:
             self._outcome = reason.value
-            self._metrics.observe_finished(self.timing, reason)
+            self._metrics.observe_finished(self._own_timing, reason)
             self._tell_end()
 
     def _failed(self, error: PdserveError) -> None:
@@ -372,10 +373,17 @@ class TextGeneration:
             return
         self._outcome = error.code
         if isinstance(error, RequestCancelled):
-            self._metrics.observe_cancelled(self.timing)
+            self._metrics.observe_cancelled(self._own_timing)
         else:
-            self._metrics.observe_failed(self.timing, error.code)
+            self._metrics.observe_failed(self._own_timing, error.code)
         self._tell_end()
+
+    @property
+    def _own_timing(self) -> RequestTiming:
+        """For sums over requests: the prompt of several answers counts with the first of them."""
+        if not self._shares_prompt:
+            return self.timing
+        return replace(self.timing, num_prompt_tokens=0, prefill_cached_tokens=0)
 
     def _tell_end(self) -> None:
         record_request(

@@ -17,6 +17,8 @@ async def test_answers_share_the_prompt_and_draw_from_seeds_of_their_own() -> No
         ]  # fmt: skip
         assert body["usage"]["prompt_tokens"] == 2
         assert body["usage"]["completion_tokens"] == 4 + 5 + 6
+        assert face.count("prompt_tokens_total") == 2
+        assert face.count("generated_tokens_total") == 15
         first, *others = face.tokens.requests
         assert first.sampling.seed == 7  # as if it were the only one
         assert [other.sampling.seed for other in others] == [seed_of_answer(7, i) for i in (1, 2)]
