@@ -33,6 +33,7 @@ from pdserve.types import (
 )
 from router.face_timing import FaceTiming
 from router.generation import Generation, TokenService
+from router.prompt_limits import check_prompt, check_token_ids
 from router.recent_requests import RecentRequests
 from router.request_spans import record_request, record_send
 from router.stop_strings import StopScan, StopScanner
@@ -165,7 +166,7 @@ class TextService:
         self, job: TextJob, prompt_ids: tuple[int, ...], seed: int, started_s: float
     ) -> Request:
         model = self._tokens.model
-        _check_prompt(prompt_ids, model, job.prompt_field)
+        check_prompt(prompt_ids, model, job.prompt_field)
         room = model.max_model_len - len(prompt_ids)
         max_tokens = room if job.max_tokens is None else job.max_tokens
         if max_tokens > room:
@@ -395,22 +396,3 @@ class TextGeneration:
         record = RequestRecord(self.request_id, self._outcome, self.timing)
         self._recent.add(record)
         return record
-
-
-def _check_prompt(prompt_ids: tuple[int, ...], model: ModelInfo, field: str) -> None:
-    if not prompt_ids:
-        raise InvalidRequest(field, "must hold at least one token")
-    if len(prompt_ids) >= model.max_model_len:
-        raise InvalidRequest(
-            field,
-            f"{len(prompt_ids)} tokens leave no room for an answer in the context of "
-            f"{model.max_model_len}",
-        )
-    check_token_ids(field, prompt_ids, model.vocab_size)
-
-
-def check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Raises InvalidRequest naming the first id that the model does not have."""
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequest(field, f"token id {wrong} is outside [0, {vocab_size})")

@@ -21,7 +21,8 @@ from router.http.jobs import check_model
 from router.http.messages import chat_messages
 from router.http.reading import BodyReader
 from router.http.schemas import DetokenizeRequest, TokenizeRequest
-from router.text_generation import TextService, check_token_ids
+from router.prompt_limits import check_token_ids
+from router.text_generation import TextService
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
