@@ -13,7 +13,7 @@ _DEFAULT_CONTEXT_TOKENS = 2048
 
 def cost_report(name: str, shape: ModelShape, options: ModelConfig) -> dict[str, Any]:
     """Everything that is printed, as plain values; amounts carry their unit in their name."""
-    costs = model_costs(shape, options.dtype)
+    costs = model_costs(shape, options.dtype, options.weights)
     tokens = options.context_tokens or min(_DEFAULT_CONTEXT_TOKENS, shape.max_positions)
     found = [*cards(options.dtype).values(), measure_cpu()]
     return {
@@ -26,6 +26,7 @@ def cost_report(name: str, shape: ModelShape, options: ModelConfig) -> dict[str,
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocab_size,
         "dtype": options.dtype,
+        "weights": options.weights,
         "num_parameters": costs.num_parameters,
         "estimate_12_l_d2_parameters": costs.estimate_parameters,
         "flops_per_token": costs.flops_per_token,

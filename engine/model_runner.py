@@ -236,6 +236,8 @@ def _num_blocks(
         memory_bytes = default_cpu_kv_bytes(num_threads, available_memory_bytes())
     elif not memory_bytes:
         weights_bytes = prepared.weights_path.stat().st_size
+        if prepared.weights != "full":  # turned into dtype when they are loaded
+            weights_bytes = prepared.num_parameters * layout.dtype_bytes
         memory_bytes = DEFAULT_GPU_KV_SHARE * max(0, free_bytes(device) - weights_bytes)
     num_blocks = int(memory_bytes // layout.block_bytes)
     if num_blocks < 1:

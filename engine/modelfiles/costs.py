@@ -8,6 +8,7 @@ prompt. Reads no weights; nothing is measured but by ``measure_cpu``. Not covere
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -87,7 +88,8 @@ class Costs:
         return self.kv_bytes_per_token * flops_per_s / (self.layer_flops_per_token + half)
 
 
-def model_costs(config: ModelConfig, dtype: str) -> Costs:
+def model_costs(config: ModelConfig, dtype: str, weights: str = "full") -> Costs:
+    """``weights``: as they are prepared, "full" or "int8"."""
     planned = plan_tensors(config)
     elements = sum(each.num_elements for each in planned)
     matrices = sum(
@@ -101,7 +103,11 @@ def model_costs(config: ModelConfig, dtype: str) -> Costs:
         num_parameters=elements,
         layer_parameters=matrices,
         estimate_parameters=12 * config.num_layers * config.hidden_size**2,
-        weight_bytes=elements * item_bytes,
+        weight_bytes=sum(
+            math.prod(shape) * ITEM_BYTES[kind]
+            for each in planned
+            for shape, kind in each.stored(dtype, weights).values()
+        ),
         kv_bytes_per_token=2 * per_head * config.num_kv_heads * item_bytes,
         layer_flops_per_token=2 * matrices,
         head_flops=2 * config.vocab_size * config.hidden_size,

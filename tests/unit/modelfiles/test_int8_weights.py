@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.modelfiles.block_array import BlockArray, to_blocks
+from engine.modelfiles.costs import model_costs
 from engine.modelfiles.number_formats import StoredArray
 from engine.modelfiles.prepare import model_summary, prepare_model
 from engine.modelfiles.weights import dequantised, map_weights
@@ -73,6 +74,9 @@ def test_summary_counts_the_bytes(tmp_path: Path) -> None:
     matrices = full.num_parameters - norms
     assert int8.weight_bytes == norms * 4 + matrices + 2 * matrices // 32
     assert int8.num_parameters == full.num_parameters
+    shape = prepared_from(folder, "int8").config
+    assert model_costs(shape, "float32", "int8").weight_bytes == int8.weight_bytes
+    assert model_costs(shape, "float32").weight_bytes == full.weight_bytes
     assert int8.layer_flops_per_token == full.layer_flops_per_token
     assert int8.kv_bytes_per_token == full.kv_bytes_per_token
 
