@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from pdserve.clock import ManualClock
@@ -64,6 +66,16 @@ def test_new_traces_are_sampled_by_their_share(share: float, sampled: bool) -> N
 def test_an_endpoint_that_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match="otlp_endpoint must be like"):
         open_tracer(TracingConfig(otlp_endpoint="collector:4317"), ManualClock(0.0), "test")
+
+
+def test_without_the_extra_an_endpoint_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    config = TracingConfig(otlp_endpoint="http://127.0.0.1:4318/v1/traces")
+    with pytest.raises(ConfigError, match="needs the extra 'otel'") as refusal:
+        open_tracer(config, ManualClock(0.0), "test")
+    assert "pip install 'pdserve[otel]'" in refusal.value.next_step
 
 
 async def test_a_request_becomes_spans_that_follow_on_each_other() -> None:
