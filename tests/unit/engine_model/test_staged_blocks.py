@@ -57,7 +57,8 @@ def staged(cache: KvCache) -> Iterator[StagedBlocks]:
 @pytest.fixture
 def held(staged: StagedBlocks, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStream]:
     stream = HeldStream()
-    monkeypatch.setattr(staged, "_stream", stream)
+    monkeypatch.setattr(staged._reading, "stream", stream)
+    monkeypatch.setattr(staged._writing, "stream", stream)
     yield stream
     stream.let_end.set()
 
@@ -111,6 +112,21 @@ async def test_the_loop_is_free_while_a_copy_runs(staged: StagedBlocks, held: He
     assert not reading.done()
     held.let_end.set()
     await reading
+
+
+async def test_what_goes_out_does_not_wait_for_what_comes_in(
+    cache: KvCache, staged: StagedBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = HeldStream()
+    monkeypatch.setattr(staged._writing, "stream", stream)
+    writing = asyncio.create_task(staged.write([0], staged.staging(SIZE)))
+    await begun(stream)
+    out = staged.staging(SIZE)
+    await staged.read([3], out)
+    assert bytes(out) == bytes(cache.view(3))
+    assert not writing.done()
+    stream.let_end.set()
+    await writing
 
 
 async def test_a_cancel_is_raised_when_the_copy_has_ended(
