@@ -37,7 +37,7 @@ _ROLES = ("router", "prefill", "decode")
 _LAUNCHERS_OWN = ("listen", "advertise", "routers", "worker_id")
 _SET_BY_LAUNCHER = ("routers", "worker_id")
 _WORKERS_SAY = ("model", "served_model_name", "engine", "dtype", "weights")
-_MUST_AGREE = ("model", "served_model_name", "engine", "dtype", "block_size")
+_MUST_AGREE = ("model", "served_model_name", "engine", "dtype")
 _BESIDE_SERVE = (ServeConfig, ProcessConfig, LogConfig)
 
 

@@ -85,7 +85,7 @@ async def place_frame(
     lease.pin()
     try:
         if buffers.copier is None:
-            await _fill_checked(await block_pieces(buffers, block_ids), frame, fill)
+            await fill_checked(await block_pieces(buffers, block_ids), frame, fill)
             return
         await _write(buffers.copier, block_ids, frame, fill, buffers.layout.block_bytes)
         if read_back:
@@ -101,11 +101,11 @@ async def _write(
 ) -> None:
     staged = copier.staging(len(block_ids) * block_bytes)
     pieces = [staged[start : start + block_bytes] for start in range(0, len(staged), block_bytes)]
-    await _fill_checked(pieces, frame, fill)
+    await fill_checked(pieces, frame, fill)
     await copier.write(block_ids, staged)
 
 
-async def _fill_checked(pieces: Sequence[memoryview], frame: Frame, fill: Fill) -> None:
+async def fill_checked(pieces: Sequence[memoryview], frame: Frame, fill: Fill) -> None:
     """Each block is summed right after it was filled: it still lies in the cache then."""
     checksum = PayloadChecksum()
     for index, piece in enumerate(pieces):

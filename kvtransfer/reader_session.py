@@ -5,8 +5,9 @@
 What the reader's first blocks hold already (``Lease.num_cached``) is not sent.
 
 Every frame is copied into the reader's own blocks and checked on that copy, so what was verified
-is what will be used (block_bytes.py says what that means on a device). Ends in ``ImportedKv`` or an
-error; the Ack or Nack is the importer's.
+is what will be used (block_bytes.py says what that means on a device). Where the holder's layout
+differs the copy is checked before it is converted into the blocks (converted_blocks.py). Ends in
+``ImportedKv`` or an error; the Ack or Nack is the importer's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from kvtransfer.block_bytes import Fill, carried, following, lying_there, place_frame
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
+from kvtransfer.converted_blocks import place_converted
 from kvtransfer.digest import ReadDigest
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import (
@@ -153,11 +155,18 @@ class ReaderSession:
         assert self._lease.num_blocks >= wanted, "make_room gave too few blocks"
         cached = self._lease.num_cached * self._buffers.layout.block_size
         assert cached <= self._ticket.num_tokens, "make_room gave more than there is"
-        self._num_cached = self._position = cached
+        self._num_cached = cached
+        self._position = self._from_token(cached)
         return self._lease
 
+    def _from_token(self, cached: int) -> int:
+        """Where the read starts: at a boundary of the holder's blocks, which may be larger."""
+        if cached == self._ticket.num_tokens:
+            return cached
+        return cached - cached % self._ticket.layout.block_size
+
     async def _accept(self) -> None:
-        self._credit_bytes = max(self._config.credit_bytes, self._buffers.layout.block_bytes)
+        self._credit_bytes = max(self._config.credit_bytes, self._ticket.layout.block_bytes)
         in_place = self._connection.window is not None
         await self._send(Accept(self._position, self._credit_bytes, in_place))
 
@@ -177,15 +186,11 @@ class ReaderSession:
         if self._first_frame_s is None:
             self._first_frame_s = self._clock.now()
         self._check(frame)
-        layout = self._buffers.layout
-        first_block = self._position // layout.block_size
-        blocks = range(first_block, first_block + layout.num_blocks(frame.num_tokens))
-        num_bytes = len(blocks) * layout.block_bytes
+        source = self._ticket.layout
+        num_bytes = source.num_blocks(frame.num_tokens) * source.block_bytes
         self._waits_for_peer = False
         await intake.take(num_bytes)
-        await place_frame(
-            self._buffers, lease, blocks, frame, self._fill(frame), read_back=self._config.read_back
-        )
+        await self._place(frame, lease)
         self._waits_for_peer = True
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
@@ -193,6 +198,18 @@ class ReaderSession:
         if self._position < self._ticket.num_tokens:
             await self._send(Credit(num_bytes))
             self._credit_bytes += num_bytes
+
+    async def _place(self, frame: Frame, lease: Lease) -> None:
+        buffers, source, read_back = self._buffers, self._ticket.layout, self._config.read_back
+        fill = self._fill(frame)
+        if source.first_difference(buffers.layout) is not None:
+            await place_converted(
+                buffers, lease, source, frame, self._num_cached, fill, read_back=read_back
+            )
+            return
+        first_block = self._position // source.block_size
+        blocks = range(first_block, first_block + source.num_blocks(frame.num_tokens))
+        await place_frame(buffers, lease, blocks, frame, fill, read_back=read_back)
 
     def _fill(self, frame: Frame) -> Fill:
         window, lane = self._connection.window, self._connection.lane
@@ -202,7 +219,7 @@ class ReaderSession:
 
     def _check(self, frame: Frame) -> None:
         """Everything but the checksum. Raises FrameCorrupt naming the field."""
-        layout, ticket = self._buffers.layout, self._ticket
+        layout, ticket = self._ticket.layout, self._ticket
         expected = {
             "ticket_id": ticket.ticket_id,
             "epoch": ticket.epoch,

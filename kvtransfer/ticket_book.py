@@ -57,7 +57,7 @@ class TicketBook:
 
     def find(self, opening: Open) -> Export | Refused | Finished | None:
         """What this reader gets; None: its ticket (or its epoch of it) may still be offered."""
-        if (name := self._layout.first_difference(opening.layout)) is not None:
+        if (name := self._layout.first_obstacle(opening.layout)) is not None:
             ours, theirs = getattr(self._layout, name), getattr(opening.layout, name)
             return Refused(LayoutMismatch.code, f"{name}: holder {ours}, reader {theirs}")
         export = self._exports.get(opening.ticket_id)

@@ -154,7 +154,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """Shape of the KV of one worker. Two may exchange blocks if ``first_difference`` is None.
+    """Shape of the KV of one worker. Two have the same blocks if ``first_difference`` is None.
 
     One block is contiguous, in the order ``[layer][k, v][kv_head][token][head_dim]``: the order
     string is part of the layout so that another order is refused by name and not misread.
@@ -192,6 +192,21 @@ class KVLayout:
         ):  # fmt: skip
             if getattr(self, name) != getattr(other, name):
                 return name
+        return None
+
+    def first_obstacle(self, other: KVLayout) -> str | None:
+        """Name of the first field by which blocks of this layout cannot become blocks of ``other``.
+
+        Block size and dtype can be converted; of the heads ``other`` may have a part.
+        """
+        for name in ("order", "num_layers", "head_dim"):
+            if getattr(self, name) != getattr(other, name):
+                return name
+        if other.num_kv_heads > self.num_kv_heads:
+            return "num_kv_heads"
+        last_start = self.first_kv_head + self.num_kv_heads - other.num_kv_heads
+        if not self.first_kv_head <= other.first_kv_head <= last_start:
+            return "first_kv_head"
         return None
 
 

@@ -228,7 +228,7 @@ class WorkerPool:
         for other in self._sessions.values():
             if other.role is hello.role or other.ref.worker_id == hello.worker_id:
                 continue
-            if (field := hello.layout.first_difference(other.hello.layout)) is not None:
+            if (field := _obstacle(hello, other.hello)) is not None:
                 raise IncompatibleWorker(
                     f"layout.{field} is {getattr(hello.layout, field)}, that of"
                     f" {other.role} worker {other.ref.worker_id} is"
@@ -324,3 +324,9 @@ class WorkerPool:
 
 def _peer_of(session: WorkerSession) -> Peer:
     return Peer(session.ref.worker_id, session.ref.incarnation, session.hello.endpoints)
+
+
+def _obstacle(one: Hello, other: Hello) -> str | None:
+    """Field of the layout by which the one's KV cannot go from prefill to decode, or None."""
+    prefill, decode = (one, other) if one.role is Role.PREFILL else (other, one)
+    return prefill.layout.first_obstacle(decode.layout)

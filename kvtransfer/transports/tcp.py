@@ -2,7 +2,7 @@
 
 One connection a read. The messages are those of every other transport; what is different is that
 a frame's payload goes from the holder's blocks into the socket and from there into the reader's,
-without a buffer or a copy in this process (docs/decisions/0009). A reader that cannot reach the
+without a buffer or a copy in this process (docs/decisions/0011). A reader that cannot reach the
 port takes the holder's next endpoint, which is gRPC's. Not covered: TLS, several sockets a read.
 """
 

@@ -183,10 +183,10 @@ async def test_a_second_reader_of_the_epoch_replaces_the_first(transport: str) -
 
 
 async def test_another_layout_is_refused_by_name(transport: str) -> None:
-    async with kv_pair(transport, reader_layout=replace(LAYOUT, block_size=8)) as pair:
+    async with kv_pair(transport, reader_layout=replace(LAYOUT, head_dim=8)) as pair:
         ticket = pair.ticket(9)
         export = pair.offer_computed(ticket)
-        with pytest.raises(LayoutMismatch, match="block_size: holder 4, reader 8"):
+        with pytest.raises(LayoutMismatch, match="head_dim: holder 4, reader 8"):
             await pair.redeem(ticket)
         assert not export.has_ended
 

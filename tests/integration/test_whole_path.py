@@ -67,6 +67,21 @@ async def test_other_block_and_chunk_sizes(block_size: int, chunk_tokens: int) -
             assert (await trio.generate(prompt(length), GREEDY)).ids == oracle(length, GREEDY)
 
 
+@pytest.mark.parametrize("kv", ["inproc", "grpc"])
+@pytest.mark.parametrize(("prefill_size", "decode_size"), [(4, 8), (8, 4), (1, 8)])
+async def test_workers_with_unlike_block_sizes(
+    prefill_size: int, decode_size: int, kv: str
+) -> None:
+    """Also prompts whose beginning the decode worker has: its blocks end elsewhere."""
+    options = TrioOptions(kv=kv)
+    prefill, decode = (
+        replace(options.engine, block_size=size) for size in (prefill_size, decode_size)
+    )
+    async with Trio(replace(options, prefill_engine=prefill, decode_engine=decode)) as trio:
+        for length in (1, 15, 16, 17, 70, 70, 33):
+            assert (await trio.generate(prompt(length), GREEDY)).ids == oracle(length, GREEDY)
+
+
 async def test_small_frames_and_credit() -> None:
     transfer = TransferConfig(max_frame_bytes=1, credit_bytes=1, intake_bytes_per_step=1)
     async with Trio(TrioOptions(transfer=transfer)) as trio:

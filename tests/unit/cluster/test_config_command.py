@@ -104,7 +104,7 @@ def test_every_role_refuses_a_wrong_key_of_any_table(
         (["show", "decoder"], "unknown role 'decoder'"),
         (["example", "x"], "unknown argument 'x'"),
         (["show", "--thread", "2"], "did you mean '--threads'"),
-        (["show", "--prefill-block-size", "8"], "block_size must be the same"),
+        (["show", "--prefill-dtype", "bfloat16"], "dtype must be the same"),
     ],
 )
 def test_mistakes(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,8 +60,9 @@ def test_the_environment_of_a_worker_does_not_leak_from_the_router(
 
 
 def test_workers_must_agree_on_what_travels_between_them() -> None:
-    with pytest.raises(ConfigError, match=r"block_size must be the same.*8 for prefill and 16"):
-        plan_of("--prefill-block-size=8")
+    with pytest.raises(ConfigError, match=r"dtype must be the same.*'bfloat16' for prefill"):
+        plan_of("--prefill-dtype=bfloat16")
+    assert plan_of("--prefill-block-size=8").prefill.engine.block_size == 8  # it is converted
 
 
 def test_weights_of_roles_differ_only_if_allowed() -> None:

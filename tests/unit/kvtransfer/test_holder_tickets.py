@@ -67,10 +67,8 @@ async def test_another_layout_is_refused_and_changes_nothing() -> None:
         ticket = pair.ends.ticket(4)
         export = pair.ends.offer(ticket)
         reader = await pair.connect()
-        await reader.say(replace(opening(ticket), layout=replace(LAYOUT, dtype="bfloat16")))
-        assert await reader.hear() == Refused(
-            "layout_mismatch", "dtype: holder float32, reader bfloat16"
-        )
+        await reader.say(replace(opening(ticket), layout=replace(LAYOUT, head_dim=8)))
+        assert await reader.hear() == Refused("layout_mismatch", "head_dim: holder 4, reader 8")
         assert export.num_reads == 0
 
 

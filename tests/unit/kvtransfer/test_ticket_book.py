@@ -95,12 +95,10 @@ async def test_held_tickets_may_be_opened_again_in_their_epoch(book: Shelf) -> N
     ("name", "value"),
     [
         ("order", "layer,head,kv,token,dim"),
-        ("dtype", "bfloat16"),
         ("num_layers", 3),
         ("num_kv_heads", 2),
         ("first_kv_head", 1),
         ("head_dim", 8),
-        ("block_size", 8),
     ],
 )
 async def test_another_layout_is_refused_by_field(book: Shelf, name: str, value: object) -> None:

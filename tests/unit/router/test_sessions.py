@@ -49,8 +49,8 @@ async def test_a_worker_that_fits_is_welcomed() -> None:
     [
         ({"protocol_version": OLDER}, f"protocol_version is {OLDER}"),
         ({"model_fingerprint": "other"}, "model_fingerprint of test is other"),
-        ({"layout": replace(LAYOUT, block_size=8)}, "layout.block_size is 8, that of prefill"),
-        ({"layout": replace(LAYOUT, dtype="bfloat16")}, "layout.dtype is bfloat16"),
+        ({"layout": replace(LAYOUT, head_dim=16)}, "layout.head_dim is 16, that of prefill"),
+        ({"layout": replace(LAYOUT, num_kv_heads=2)}, "layout.num_kv_heads is 2"),
     ],
 )
 async def test_a_worker_that_does_not_fit_is_told_the_field(
@@ -85,6 +85,15 @@ async def test_layouts_of_one_role_and_of_colocated_workers_may_differ() -> None
     async with RouterBench() as bench:
         await bench.join("P1", Role.PREFILL)
         await bench.join("P2", Role.PREFILL, layout=other)
+
+
+async def test_layouts_that_can_be_converted_join_and_heads_only_one_way() -> None:
+    wide = replace(LAYOUT, num_kv_heads=2, block_size=8)
+    async with RouterBench() as bench:
+        await bench.join("P1", Role.PREFILL, layout=wide)
+        await bench.join("D1", Role.DECODE)
+        worker = await bench.connect("D2", Role.DECODE, layout=replace(wide, num_kv_heads=3))
+        assert "layout.num_kv_heads is 3, that of prefill worker P1" in str(worker.refused)
 
 
 async def test_a_worker_that_comes_back_is_not_measured_against_itself() -> None:
