@@ -54,7 +54,7 @@ class Intake:
         self._importer = importer
         self._room = room
         self._owner = owner
-        self._budget = budget
+        self.budget = budget
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, leg: DecodeLeg) -> None:
@@ -65,10 +65,10 @@ class Intake:
 
     def set_idle(self, idle: bool) -> None:
         """While no step runs, arrivals disturb nobody: no limit."""
-        self._budget.set_unlimited(idle)
+        self.budget.set_unlimited(idle)
 
     def step_ended(self) -> None:
-        self._budget.refill()
+        self.budget.refill()
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -100,7 +100,7 @@ class Intake:
             return lease
 
         try:
-            imported = await self._importer.redeem(ticket, make_room, self._budget)
+            imported = await self._importer.redeem(ticket, make_room, self.budget)
         except FinishedAtPrefill:
             self._owner.end(leg)
         except TransferError as error:

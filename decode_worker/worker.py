@@ -141,6 +141,8 @@ class DecodeWorker:
             total_blocks=self._pool.num_blocks,
             free_blocks=self._pool.num_free,
             cached_blocks=self._pool.num_stored,
+            kv_intake_bytes=self._intake.budget.bytes_taken,
+            kv_intake_waits=self._intake.budget.num_waits,
             cost=self._costs.cost,
             reserved_blocks=self._room.promised_blocks + self._reserve(),
             num_queued=len(waiting) + len(prefilling),

@@ -227,9 +227,23 @@ class _WorkerSeries:
             ["worker", "role"],
             registry=registry,
         )
+        self._intake_bytes = Gauge(
+            "pdserve_worker_kv_intake_bytes",
+            "KV a decode worker has taken in since its start",
+            ["worker"],
+            registry=registry,
+        )
+        self._intake_waits = Gauge(
+            "pdserve_worker_kv_intake_waits",
+            "Frames of KV that waited for a step to end (intake_bytes_per_step) since its start",
+            ["worker"],
+            registry=registry,
+        )
 
     def replace(self, rows: Sequence[WorkerRow]) -> None:
-        for series in (self._blocks, self._requests, self._tickets):
+        every = (self._blocks, self._requests, self._tickets, self._intake_bytes,
+                 self._intake_waits)  # fmt: skip
+        for series in every:
             series.clear()
         for role in Role:
             self._workers.labels(role.value).set(sum(row.role is role for row in rows))
@@ -246,3 +260,6 @@ class _WorkerSeries:
         self._requests.labels(*labels, "waiting").set(status.num_queued)
         self._requests.labels(*labels, "parked").set(status.num_parked)
         self._tickets.labels(*labels).set(status.num_exported)
+        if row.role is Role.DECODE:
+            self._intake_bytes.labels(row.worker_id).set(status.kv_intake_bytes)
+            self._intake_waits.labels(row.worker_id).set(status.kv_intake_waits)

@@ -275,6 +275,8 @@ class WorkerStatus:
     draining: bool = False
     last_submit_seq: int = 0  # highest Submit number seen in this session
     cached_blocks: int = 0  # whose content a later prompt may start from; held or free
+    kv_intake_bytes: int = 0  # KV taken in from other workers, since the start
+    kv_intake_waits: int = 0  # frames that had to wait for a step to end, since the start
     cost: StepCost = StepCost()  # of its steps, as it measures them; zeros: nothing known yet
 
 

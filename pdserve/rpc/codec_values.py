@@ -259,6 +259,8 @@ def status_to_pb(status: WorkerStatus) -> pb.WorkerStatus:
         draining=status.draining,
         last_submit_seq=status.last_submit_seq,
         cached_blocks=status.cached_blocks,
+        kv_intake_bytes=status.kv_intake_bytes,
+        kv_intake_waits=status.kv_intake_waits,
         cost=_cost_to_pb(status.cost),
     )
 
@@ -280,6 +282,8 @@ def status_from_pb(message: pb.WorkerStatus) -> WorkerStatus:
         draining=message.draining,
         last_submit_seq=message.last_submit_seq,
         cached_blocks=message.cached_blocks,
+        kv_intake_bytes=message.kv_intake_bytes,
+        kv_intake_waits=message.kv_intake_waits,
         cost=_cost_from_pb(message.cost),
     )
 

@@ -183,7 +183,7 @@ class TokenEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("step", "step_age_s", "total_blocks", "free_blocks", "reserved_blocks", "num_queued", "queued_tokens", "num_running", "running_tokens", "num_parked", "num_exported", "exported_tokens", "draining", "last_submit_seq", "cached_blocks", "cost")
+    __slots__ = ("step", "step_age_s", "total_blocks", "free_blocks", "reserved_blocks", "num_queued", "queued_tokens", "num_running", "running_tokens", "num_parked", "num_exported", "exported_tokens", "draining", "last_submit_seq", "cached_blocks", "cost", "kv_intake_bytes", "kv_intake_waits")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +200,8 @@ class WorkerStatus(_message.Message):
     LAST_SUBMIT_SEQ_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
+    KV_INTAKE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_INTAKE_WAITS_FIELD_NUMBER: _ClassVar[int]
     step: int
     step_age_s: float
     total_blocks: int
@@ -216,7 +218,9 @@ class WorkerStatus(_message.Message):
     last_submit_seq: int
     cached_blocks: int
     cost: StepCost
-    def __init__(self, step: _Optional[int] = ..., step_age_s: _Optional[float] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., num_queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., running_tokens: _Optional[int] = ..., num_parked: _Optional[int] = ..., num_exported: _Optional[int] = ..., exported_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., last_submit_seq: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ...) -> None: ...
+    kv_intake_bytes: int
+    kv_intake_waits: int
+    def __init__(self, step: _Optional[int] = ..., step_age_s: _Optional[float] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., num_queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., running_tokens: _Optional[int] = ..., num_parked: _Optional[int] = ..., num_exported: _Optional[int] = ..., exported_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., last_submit_seq: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., kv_intake_bytes: _Optional[int] = ..., kv_intake_waits: _Optional[int] = ...) -> None: ...
 
 class StepCost(_message.Message):
     __slots__ = ("prefill_fixed_s", "prefill_per_token_s", "prefill_per_squared_token_s", "decode_fixed_s", "decode_per_sequence_s", "decode_per_kv_token_s")

@@ -10,8 +10,9 @@ import pytest
 from decode_worker.config import DecodeConfig
 from engine.fake_runner import fake_tokens
 from kvtransfer.config import TransferConfig
+from kvtransfer.intake import IntakeBudget
 from pdserve.types import FinishReason, SamplingParams
-from support.trio import BLOCK_SIZE, CHUNK_TOKENS, Outcome, Trio, TrioOptions
+from support.trio import BLOCK_SIZE, CHUNK_TOKENS, Outcome, Trio, TrioOptions, eventually
 
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
 SEEDED = replace(GREEDY, temperature=0.8, seed=1234)
@@ -88,6 +89,37 @@ async def test_small_frames_and_credit() -> None:
         outcomes = await many(trio, 8, length=30)
         for salt, outcome in enumerate(outcomes):
             assert outcome.ids == oracle(30 + salt, SEEDED, salt)
+
+
+@pytest.mark.parametrize("kv", ["inproc", "grpc"])
+async def test_between_the_ends_of_two_steps_no_more_kv_comes_in_than_the_budget(
+    kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is ready: three prompts arrive beside a stream that runs all the time."""
+    taken: list[int] = []  # bytes at the end of each step
+    refill = IntakeBudget.refill
+
+    def recorded(budget: IntakeBudget) -> None:
+        taken.append(budget.bytes_taken)
+        refill(budget)
+
+    monkeypatch.setattr(IntakeBudget, "refill", recorded)
+    block_bytes = int(kv_mib(num_blocks=1) * 2**20)
+    transfer = TransferConfig(max_frame_bytes=1, intake_bytes_per_step=2 * block_bytes)
+    options = TrioOptions(kv=kv, transfer=transfer)
+    slow = replace(options.engine, fake_decode_ms=2.0)
+    async with Trio(replace(options, decode_engine=slow)) as trio:
+        steady = asyncio.create_task(trio.generate(prompt(8), replace(GREEDY, max_tokens=200)))
+        await eventually(lambda: bool(taken))
+        timings = [each.timing for each in await many(trio, 3, length=60)]
+        assert not steady.done()
+        await steady
+        steps = [later - earlier for earlier, later in zip(taken, taken[1:], strict=False)]
+        assert max(steps) == 2 * block_bytes
+        assert sum(steps) == sum(timing.kv_bytes for timing in timings)
+        status = trio.workers["d0"].app.worker.status()
+        assert status.kv_intake_bytes == taken[-1]
+        assert status.kv_intake_waits > 0
 
 
 async def test_the_ledger_says_where_and_how_much_and_adds_up() -> None:

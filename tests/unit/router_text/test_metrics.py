@@ -67,6 +67,8 @@ def test_rows_of_workers_that_left_disappear() -> None:
         num_running=3,
         num_queued=1,
         num_exported=4,
+        kv_intake_bytes=4096,
+        kv_intake_waits=2,
     )
     rows = [
         WorkerRow(WorkerId("p0"), Role.PREFILL, status),
@@ -79,6 +81,9 @@ def test_rows_of_workers_that_left_disappear() -> None:
     assert value(metrics, "worker_requests", worker="d0", role="decode", state="running") == 3
     assert value(metrics, "worker_requests", worker="d0", role="decode", state="waiting") == 1
     assert value(metrics, "worker_tickets", worker="p0", role="prefill") == 4
+    assert value(metrics, "worker_kv_intake_bytes", worker="d0") == 4096
+    assert value(metrics, "worker_kv_intake_waits", worker="d0") == 2
+    assert value(metrics, "worker_kv_intake_bytes", worker="p0") is None
     assert value(metrics, "workers", role="prefill") == 1
     assert value(metrics, "router_queue_length") == 6
     metrics.set_workers(rows[:1])
