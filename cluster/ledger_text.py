@@ -41,7 +41,7 @@ def ledger_lines(timing: RequestTiming) -> list[str]:
         f"{timing.num_prompt_tokens} prompt{already} and {timing.num_generated_tokens} generated "
         f"tokens in {timing.total_s:.2f} s, {timing.num_dispatches} dispatch(es)"
     )
-    return lines
+    return lines + timing.explanation.splitlines()
 
 
 def kv_line(timing: RequestTiming) -> str:

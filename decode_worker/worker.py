@@ -23,6 +23,7 @@ from decode_worker.room import ArrivalRoom
 from decode_worker.spans import record_decode, record_own_prefill, record_transfer
 from engine.block_pool import BlockPool
 from engine.loop import EngineLoop, StepTiming
+from engine.measured_cost import MeasuredCost
 from engine.prefix_cache import ContextClaim, build_prefix_cache
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow, StepRunner
@@ -42,15 +43,10 @@ from pdserve.messages import (
     Submit,
 )
 from pdserve.roles import CacheFeed, EventSink
-from pdserve.step_cost import StepCostEstimator
 from pdserve.tracing import Tracer
 from pdserve.types import KvTiming, Leg, RequestId, WorkerStatus
 
 logger = event_log(__name__)
-
-# An observation takes some 35 us, beside steps of a few ms.
-LEARN_FROM_ALL = 64  # decode steps
-LEARN_EVERY = 8
 
 
 class DecodeWorker:
@@ -77,7 +73,7 @@ class DecodeWorker:
         self._returning: list[DecodeLeg] = []  # ended, blocks still pinned by the running step
         self._next_order = 0
         self._draining = False
-        self._costs = StepCostEstimator()
+        self._costs = MeasuredCost()
         self._empty = asyncio.Event()
         self._empty.set()
         self._cache = build_prefix_cache(
@@ -198,7 +194,7 @@ class DecodeWorker:
         results: SequenceOf[SampledToken | None],
         timing: StepTiming,
     ) -> None:
-        self._observe(rows, timing)
+        self._costs.observe(rows, timing.duration_s)
         for row, result in zip(rows, results, strict=True):
             leg = self._legs.get(row.sequence.request_id)
             if leg is None or leg.sequence is not row.sequence:
@@ -365,16 +361,6 @@ class DecodeWorker:
             self.end(leg)
         elif leg.state is LegState.PREFILLING:
             leg.state = LegState.RUNNING
-
-    def _observe(self, rows: SequenceOf[StepRow], timing: StepTiming) -> None:
-        """Learn what steps cost from those of one kind: at first from all, then from some."""
-        if self._costs.num_decode_samples >= LEARN_FROM_ALL and self.loop.num_steps % LEARN_EVERY:
-            return
-        if all(row.num_tokens == 1 for row in rows):
-            kv_tokens = sum(row.end for row in rows)
-            self._costs.observe_decode(len(rows), kv_tokens, timing.duration_s)
-        elif len(rows) == 1:
-            self._costs.observe_chunk(rows[0].start, rows[0].end, timing.duration_s)
 
     def _settle_returned(self) -> None:
         """Report Ended for legs whose blocks and task are gone."""

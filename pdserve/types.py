@@ -350,6 +350,7 @@ class RequestTiming:
     num_generated_tokens: int = 0
     prefill_cached_tokens: int = 0  # of the prompt, not computed again for the first token
     kv_cached_tokens: int = 0  # of the context, that the decode worker had already
+    explanation: str = ""  # of the choice of workers, if the client asked for it
     prefill_place: str = ""  # "remote", "colocated", "shared", or "local: " and why
 
     @property

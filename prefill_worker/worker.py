@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from engine.block_pool import BlockPool
 from engine.loop import EngineLoop, StepTiming
+from engine.measured_cost import MeasuredCost
 from engine.prefix_cache import build_prefix_cache
 from engine.sequence import Sequence, finish_reason
 from engine.step import SampledToken, StepRow, StepRunner
@@ -32,7 +33,6 @@ from pdserve.errors import (
 from pdserve.log import event_log
 from pdserve.messages import Admitted, Busy, Ended, Failed, Hello, Peer, Submit
 from pdserve.roles import CacheFeed, EventSink
-from pdserve.step_cost import StepCostEstimator
 from pdserve.tracing import Tracer
 from pdserve.types import Leg, RequestId, TokenEvent, WorkerStatus
 from prefill_worker.admission import find_fault
@@ -76,7 +76,7 @@ class PrefillWorker:
         self._num_returning = 0  # ended, blocks still pinned by the running step or a sender
         self._num_admitted = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._costs = StepCostEstimator()
+        self._costs = MeasuredCost()
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -157,8 +157,7 @@ class PrefillWorker:
     def apply(
         self, rows: list[StepRow], results: list[SampledToken | None], timing: StepTiming
     ) -> None:
-        if len(rows) == 1:  # what several prompts cost together says little of one
-            self._costs.observe_chunk(rows[0].start, rows[0].end, timing.duration_s)
+        self._costs.observe(rows, timing.duration_s)
         for row, result in zip(rows, results, strict=True):
             leg = self._computed_by(row)
             if leg is not None:

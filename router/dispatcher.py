@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pdserve.clock import Clock
 from pdserve.log import event_log
@@ -15,6 +16,7 @@ from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
 from router.deadlines import least_service_s
+from router.explanation import explain, workers_of
 from router.fleet import Column
 from router.flight import Flight
 from router.local_prefill import LocalLimits, PrefillPlace
@@ -32,6 +34,7 @@ from router.policy import (
 from router.pool import WorkerPool
 from router.request_queue import RequestQueue
 from router.route_policy import RoutePolicy
+from router.session_homes import SessionHomes
 
 logger = event_log(__name__)
 
@@ -45,6 +48,7 @@ class Dispatcher:
         self._queue = queue
         self._ticket_ttl_s = config.ticket_ttl_s
         self._ticket_numbers = itertools.count(1)
+        self._homes = SessionHomes()
         self._limits = PolicyLimits(
             dispatch_window_chunks=config.dispatch_window_chunks,
             hung_after_s=config.worker_loss_s / 2,
@@ -128,7 +132,20 @@ class Dispatcher:
 
     def _decide(self, flight: Flight, demand: Demand, fleet: Fleet) -> Decision:
         barred = self._pool.barred.active(self._clock.now())
+        demand = self._as_preferred(flight, demand)
         return place(demand, fleet, self._limits, barred, self._cached_tokens(flight, fleet))
+
+    def _as_preferred(self, flight: Flight, demand: Demand) -> Demand:
+        hints = flight.hints
+        home = self._homes.of(hints.tenant, hints.session)
+        return replace(demand, prefer=home) if home else demand
+
+    def _explain(self, flight: Flight, choice: Placement | Colocated) -> None:
+        """Before it is sent: what the choice was made from."""
+        fleet = self._pool.fleet()
+        demand = self._as_preferred(flight, flight.demand())
+        cached = self._cached_tokens(flight, fleet)
+        flight.ledger.explained(explain(demand, fleet, self._limits, cached, choice))
 
     def _cached_tokens(self, flight: Flight, fleet: Fleet) -> Column | None:
         if self._limits.policy is not RoutePolicy.COST:
@@ -138,6 +155,10 @@ class Dispatcher:
 
     def _send(self, flight: Flight, choice: Placement | Colocated) -> None:
         ticket = None
+        if flight.hints.explain:
+            self._explain(flight, choice)
+        workers = frozenset(ref.worker_id for ref in workers_of(choice))
+        self._homes.went(flight.hints.tenant, flight.hints.session, workers)
         if isinstance(choice, Placement) and choice.decode is not None:
             ticket = self._draw_ticket(choice)
         for submit in flight.dispatch(choice, ticket, self._clock.now()):

@@ -43,6 +43,7 @@ class Ledger:
         self._decode: DecodeTiming | None = None
         self._prefill_worker = ""
         self._where = ""
+        self._explanation = ""
         self._decode_worker = ""
         self._first_epoch: int | None = None  # of the attempt that gave token 0
 
@@ -80,6 +81,10 @@ class Ledger:
         """With FirstToken, after ``delivered``; counts if that attempt gave token 0."""
         if self._prefill is None and epoch == self._first_epoch:
             self._prefill = timing
+
+    def explained(self, text: str) -> None:
+        """Why the attempt about to be sent goes where it goes; one after another."""
+        self._explanation = f"{self._explanation}\n{text}" if self._explanation else text
 
     def exposed(self, now_s: float) -> tuple[WorkerId, float]:
         """The prefill worker, and how long ago its first token came (0: it has not)."""
@@ -128,6 +133,7 @@ class Ledger:
             prefill_cached_tokens=self._prefill_cached_tokens(),
             kv_cached_tokens=self._kv.num_cached_tokens,
             prefill_place=self._where,
+            explanation=self._explanation,
         )
 
     def _prefill_cached_tokens(self) -> int:

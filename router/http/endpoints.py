@@ -22,7 +22,7 @@ from pdserve.clock import Clock
 from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
-from pdserve.route_hints import read_hints
+from pdserve.route_hints import EXPLAIN, read_hints
 from pdserve.tracing import read_context
 from pdserve.types import RequestId
 from router.http.body import decode_body
@@ -149,7 +149,8 @@ class GenerationEndpoint(Generic[_Body]):
         except PdserveError as error:
             await send_error(error, send)
             return
-        options = reply_options(body, timing_header=headers.get("x-pdserve-timing") == "1")
+        wants_timing = "1" in (headers.get("x-pdserve-timing"), headers.get(EXPLAIN))
+        options = reply_options(body, timing_header=wants_timing)
         answer = Answer(
             self._choices(body, jobs, generations, options.num_answers),
             self._frame(request_id),
