@@ -50,7 +50,7 @@ class Devices:
 
     def _copier(self, role: Role, runner: StepRunner) -> BlockCopier:
         if isinstance(runner.buffers, KvCache):
-            self.threads.append(StagedBlocks(runner.buffers.blocks))
+            self.threads.append(StagedBlocks(runner.buffers.blocks, runner.buffers.num_blocks))
             return self.threads[-1]
         self.copiers[role] = GatedCopier(runner.buffers)
         return self.copiers[role]
