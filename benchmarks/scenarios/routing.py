@@ -25,7 +25,7 @@ from benchmarks.result import ScenarioResult
 from cluster.load.table import number
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
-from router.fleet import Fleet, WorkerRef, WorkerView
+from router.fleet import Column, Fleet, WorkerRef, WorkerView
 from router.policy import Demand, PolicyLimits, place
 from router.prefix_index import Hashes, PrefixIndex
 from router.prompt_hashes import PromptHashes
@@ -71,12 +71,12 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
     limits = PolicyLimits(dispatch_window_chunks=1000)
     demand = Demand(args.prompt_tokens, args.prompt_tokens + 256)
     asked = [chains[draw.integers(len(chains))] for _ in range(args.decisions)]
-    cached = [index.depths(chain)[bits] * float(BLOCK_SIZE) for chain in asked]
+    cached = [_tokens(index, chain, bits) for chain in asked]
     ids = draw.integers(0, 50_000, size=args.prompt_tokens).tolist()
     space = ("fingerprint", BLOCK_SIZE)
 
     def decide(i: int) -> None:
-        place(demand, fleet, limits, cached=index.depths(asked[i])[bits] * float(BLOCK_SIZE))
+        place(demand, fleet, limits, cached=_tokens(index, asked[i], bits))
 
     timed = {
         "hash": _times(args.decisions // 10, lambda i: PromptHashes("").of([space], ids)),
@@ -121,6 +121,11 @@ def _view(bit: int, draw: np.random.Generator) -> WorkerView:
         WorkerRef(WorkerId(f"w{bit}"), "a", bit), Role.DECODE if bit % 2 else Role.PREFILL,
         WorkerLimits(32_768, 100_000, 256, 64, 50_000), BLOCK_SIZE, status,
     )  # fmt: skip
+
+
+def _tokens(index: PrefixIndex, chain: Hashes, bits: list[int]) -> Column:
+    """What each worker has of a chain."""
+    return index.depths(chain)[bits].astype(np.float64) * BLOCK_SIZE
 
 
 def _times(num: int, call: Callable[[int], object]) -> list[float]:

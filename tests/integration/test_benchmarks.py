@@ -8,7 +8,16 @@ from pathlib import Path
 
 from benchmarks.result import ScenarioResult
 from benchmarks.run import Scenario
-from benchmarks.scenarios import cancel, handover, interference, ledger, prefix, service
+from benchmarks.scenarios import (
+    cancel,
+    handover,
+    interference,
+    ledger,
+    overload,
+    prefix,
+    routing,
+    service,
+)
 
 FAKE = ["--", "--engine=fake", "--kv-memory=4"]
 
@@ -98,3 +107,23 @@ def test_ledger_has_a_pair_for_every_request() -> None:
     assert {name: len(found) for name, found in pairs.items()} == {"gRPC": 6, "HTTP": 6}
 
     assert all(ledger_s > 0 for found in pairs.values() for _, ledger_s in found)
+
+
+def test_routing_loses_no_block_and_times_each_part() -> None:
+    small = ["--workers", "4", "--blocks=20000", "--prompt-tokens=512", "--decisions=20"]
+    result = run_scenario(routing, *small)
+    (row,) = result.data["rows"]  # type: ignore[misc]
+    assert row["lost_blocks"] == 0
+    assert 0 < row["blocks"] <= 20_000
+    assert min(row[f"{part}_us"] for part in routing.PARTS) > 0
+
+
+def test_overload_tells_what_became_of_every_request() -> None:
+    result = run_scenario(
+        overload, "--loads", "4", "--seconds=2", "--timeout=0.6", "--clients=4", "--",
+        "--engine=fake", "--fake-prefill-us=400", "--fake-decode-ms=2",
+    )  # fmt: skip
+    (load,) = result.data["loads"]  # type: ignore[misc]
+    assert set(load["counts"]) <= {"in time", "refused", "late"}
+    assert load["counts"]["in time"] > 0
+    assert load["counts"]["refused"] > 0
