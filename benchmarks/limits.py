@@ -9,6 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+INT8 = "int8"  # weights of 34 bytes for 32 numbers; everything else bfloat16
+INT8_BYTES = 34 / 32
+
+
+def number_options(dtype: str) -> dict[str, str]:
+    """The engine's options for what a comparison calls ``dtype``."""
+    if dtype == INT8:
+        return {"dtype": "bfloat16", "weights": "int8"}
+    return {"dtype": dtype}
 
 
 def prefill_floor(shape: Mapping[str, int], num_tokens: int, operations_per_s: float) -> float:
@@ -31,9 +40,10 @@ def decode_floor(
     """Tokens/s of all rows."""
     layers, head = matrix_parameters(shape)
     width, kv_width = (shape[name] * shape["head_dim"] for name in ("num_heads", "num_kv_heads"))
-    size = ELEMENT_BYTES[dtype]
+    size = ELEMENT_BYTES["bfloat16" if dtype == INT8 else dtype]
+    weight_size = INT8_BYTES if dtype == INT8 else size
     kv_bytes = 2.0 * kv_width * shape["num_layers"] * size * context
-    read_s = (size * (layers + head) + batch * kv_bytes) / bytes_per_s
+    read_s = (weight_size * (layers + head) + batch * kv_bytes) / bytes_per_s
     attention = 4.0 * width * shape["num_layers"] * context
     products_s = batch * (2.0 * (layers + head) + attention) / operations_per_s
     return batch / max(read_s, products_s)

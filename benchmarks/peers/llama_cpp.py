@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.peers.turns import Settings, random_ids, serve
 
-FILE_TYPES = {"float32": 0, "bfloat16": 32}  # llama.h's LLAMA_FTYPE_...
+FILE_TYPES = {"float32": 0, "bfloat16": 32, "int8": 7}  # Q8_0; llama.h's LLAMA_FTYPE_...
 
 
 class LlamaCpp:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from benchmarks.limits import number_options
 from benchmarks.peers.turns import Settings, random_ids, serve
 from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
@@ -35,7 +36,7 @@ class Own:
     def __init__(self, settings: Settings) -> None:
         config = replace(
             EngineConfig(),
-            model=settings.model, dtype=settings.dtype, threads=settings.threads,
+            model=settings.model, threads=settings.threads, **number_options(settings.dtype),
         )  # fmt: skip
         self._prepared = prepare(config)
         runner = build_runner(config, self._prepared, MonotonicClock())
@@ -43,7 +44,7 @@ class Own:
         self._runner = runner
         self._chunk_tokens = config.chunk_tokens
         self._threads = settings.threads
-        self._dtype = getattr(torch, settings.dtype)
+        self._dtype = getattr(torch, config.dtype)
         self._pool = BlockPool(runner.buffers.num_blocks)
         self._loop = asyncio.new_event_loop()
         self._draw = random.Random(1)

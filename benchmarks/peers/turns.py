@@ -28,7 +28,7 @@ class Settings:
 
     ``work``: where a peer may keep files it makes of the model."""
 
-    dtype: str  # "float32" | "bfloat16"
+    dtype: str  # "float32" | "bfloat16" | "int8": weights of 8 bits, each peer's own way
     threads: int
     model: str
     folder: str

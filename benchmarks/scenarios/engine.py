@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="peers (llama-cpp, vllm, transformers) and the Python that has each, in turns",
     )
     peers.add_argument("--rounds", type=int, default=5)
-    peers.add_argument("--against-dtypes", nargs="*", default=["bfloat16", "float32"])
+    peers.add_argument(
+        "--against-dtypes", nargs="*", default=["bfloat16", "float32"],
+        choices=("bfloat16", "float32", "int8"),
+        help="int8: Q8_0 of llama.cpp beside --weights int8",
+    )  # fmt: skip
     peers.add_argument("--against-threads", type=int, nargs="*", default=[2, 1])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.against import CELLS, Cell, parse_against
 from benchmarks.contestant import Contestant
-from benchmarks.limits import decode_floor, prefill_floor
+from benchmarks.limits import decode_floor, number_options, prefill_floor
 
 SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30,
@@ -81,3 +81,17 @@ def test_peers_are_named_with_their_python() -> None:
 def test_an_unknown_peer_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="none of llama-cpp, vllm, transformers"):
         parse_against(text)
+
+
+def test_int8_weights_are_read_as_such_and_kv_as_bfloat16() -> None:
+    """Nothing but reading: without context 34 bytes for 32 weights, and the same KV with one."""
+    rates = {"operations_per_s": 1e18, "bytes_per_s": 30.2e9}
+
+    def seconds(dtype: str, context: int) -> float:
+        return 1 / decode_floor(SMOLLM2, 1, context, dtype, **rates)
+
+    assert seconds("int8", 0) == pytest.approx(seconds("bfloat16", 0) * 34 / 64)
+    kv_s = seconds("bfloat16", 1000) - seconds("bfloat16", 0)
+    assert seconds("int8", 1000) - seconds("int8", 0) == pytest.approx(kv_s)
+    assert number_options("int8") == {"dtype": "bfloat16", "weights": "int8"}
+    assert number_options("float32") == {"dtype": "float32"}
