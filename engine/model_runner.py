@@ -164,7 +164,9 @@ class ModelRunner:
         try:
             with torch.inference_mode():
                 logits = staged.compute()
-                return sample(logits, rows) if rows else []
+                if not rows or staged.best_ids is None:
+                    return sample(logits, rows) if rows else []
+                return sample(logits, rows, staged.best_ids())
         finally:  # a step without samples waits for nothing else, nor does one that raised
             wait_for_device(self._device)
 

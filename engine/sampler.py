@@ -44,13 +44,25 @@ class SamplingRow:
     edits: LogitEdits | None
 
 
-def sample(logits: torch.Tensor, rows: SequenceOf[SamplingRow]) -> list[SampledToken]:
-    """One token a row. logits: [rows, vocab] float32, edited in place."""
+def sample(
+    logits: torch.Tensor,
+    rows: SequenceOf[SamplingRow],
+    best_ids: NDArray[np.int32] | None = None,
+) -> list[SampledToken]:
+    """One token a row. logits: [rows, vocab] float32, edited in place. ``best_ids``: of each row as
+    it comes in, the id of the highest logit and the lowest among equals; None: found here."""
     finders = _logprob_finders(logits, rows)
-    for line, row in zip(logits, rows, strict=True):
-        if row.edits is not None:
-            edit_logits(line, row.edits)
-    token_ids = _best_ids(logits)
+    edited = [index for index, row in enumerate(rows) if row.edits is not None]
+    for index in edited:
+        edits = rows[index].edits
+        assert edits is not None
+        edit_logits(logits[index], edits)
+    if best_ids is None:
+        token_ids = _best_ids(logits)
+    else:
+        token_ids = best_ids.tolist()
+        for index in edited:
+            token_ids[index] = _best_ids(logits[index : index + 1])[0]
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature >= MIN_TEMPERATURE]
     if drawing:
         for i, token_id in zip(drawing, _draw_rows(logits, rows, drawing), strict=True):

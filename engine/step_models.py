@@ -9,7 +9,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.step import StepRow
 
@@ -17,10 +19,14 @@ from engine.step import StepRow
 @dataclass(frozen=True, slots=True)
 class StagedStep:
     """A step laid out. ``compute`` gives logits [len(sample_rows), vocab] float32, which may be
-    edited and are valid until the next step; ``sample_rows`` are indices into the step's rows."""
+    edited and are valid until the next step; ``sample_rows`` are indices into the step's rows.
+
+    ``best_ids``, where the kernels look for them anyway: after ``compute``, of each of the logits'
+    rows the id of the highest, the lowest among equals."""
 
     sample_rows: tuple[int, ...]
     compute: Callable[[], torch.Tensor]
+    best_ids: Callable[[], NDArray[np.int32]] | None = None
 
 
 class StepModel(Protocol):

@@ -18,15 +18,33 @@ double now_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void end_phase(Engine *e, int thread, int phase) {
-    pool_barrier(e->pool);
+static int64_t share(int64_t items, int thread, int threads) { return items * thread / threads; }
+
+/* Bytes a thread fetches of the next weight while it waits (half of a second-level cache), and tokens
+ * up to which reading weights is what a step waits for. */
+#define FETCHED_BYTES (512 * 1024)
+#define MAX_FETCHING_TOKENS 64
+
+/* The barrier after a phase; `next` is the weight of the next product, or NULL. */
+static void end_phase_before(Engine *e, int thread, int phase, const Linear *next) {
+    const char *soon = NULL;
+    int64_t bytes = 0;
+    if (next && e->step->num_tokens <= MAX_FETCHING_TOKENS) {
+        const int threads = pool_size(e->pool);
+        const int64_t panels = panels_of(next->outputs), size = panel_bytes(next);
+        const int64_t from = share(panels, thread, threads), end = share(panels, thread + 1, threads);
+        soon = (const char *)next->panels + from * size;
+        bytes = (end - from) * size;
+        if (bytes > FETCHED_BYTES) bytes = FETCHED_BYTES;
+    }
+    pool_barrier(e->pool, soon, bytes);
     if (thread) return;
     const double time = now_seconds();
     e->seconds[phase] += time - e->phase_began;
     e->phase_began = time;
 }
 
-static int64_t share(int64_t items, int thread, int threads) { return items * thread / threads; }
+static void end_phase(Engine *e, int thread, int phase) { end_phase_before(e, thread, phase, NULL); }
 
 /* What is done with the sums of `rows` rows from `row` on with one panel. */
 typedef void (*Finish)(Engine *e, int64_t row, int64_t rows, int64_t panel, const float *sums);
@@ -81,13 +99,13 @@ static void keep_logits(Engine *e, int64_t row, int64_t rows, int64_t panel, con
                (size_t)width * sizeof(float));
 }
 
-static void norm_tokens(Engine *e, int thread, const float *weight) {
+static void norm_tokens(Engine *e, int thread, const float *weight, const Linear *next) {
     const Model *m = &e->model;
     const int64_t end = share(e->step->num_tokens, thread + 1, pool_size(e->pool));
     for (int64_t t = share(e->step->num_tokens, thread, pool_size(e->pool)); t < end; t++)
         norm_row(e->residual + t * padded(m->hidden), weight, m->hidden, m->rms_norm_eps,
                  e->normed + t * operand_stride(m->hidden));
-    end_phase(e, thread, PHASE_NORM);
+    end_phase_before(e, thread, PHASE_NORM, next);
 }
 
 /* Rotate a token's queries and write its keys and values into their block. */
@@ -147,13 +165,13 @@ static void attend_item(Engine *e, int thread, int64_t layer, const AttentionIte
            operand_stride(m->num_heads * dim));
 }
 
-static void attend_all(Engine *e, int thread, int64_t layer) {
+static void attend_all(Engine *e, int thread, int64_t layer, const Linear *next) {
     for (;;) {
         const int64_t i = atomic_fetch_add_explicit(&e->next_item, 1, memory_order_relaxed);
         if (i >= e->num_items * (layer + 1)) break;
         attend_item(e, thread, layer, &e->items[i - e->num_items * layer]);
     }
-    end_phase(e, thread, PHASE_ATTENTION);
+    end_phase_before(e, thread, PHASE_ATTENTION, next);
     /* Each thread took one number too many. */
     if (thread == 0) atomic_store(&e->next_item, e->num_items * (layer + 1));
 }
@@ -191,6 +209,9 @@ static void compute_logits(Engine *e, int thread) {
                  e->last + i * operand_stride(m->hidden));
     end_phase(e, thread, PHASE_NORM);
     multiply(e, thread, &m->lm_head, e->last, s->num_sampled, keep_logits);
+    pool_barrier(e->pool, NULL, 0);
+    for (int64_t i = share(s->num_sampled, thread, pool_size(e->pool)); i < end; i++)
+        s->best[i] = largest_at(s->logits + i * m->vocab, m->vocab);
     end_phase(e, thread, PHASE_LM_HEAD);
 }
 
@@ -201,16 +222,16 @@ void run_step(void *context, int thread) {
     embed_tokens(e, thread);
     for (int64_t i = 0; i < m->num_layers; i++) {
         const Layer *layer = &m->layers[i];
-        norm_tokens(e, thread, layer->input_norm);
+        norm_tokens(e, thread, layer->input_norm, &layer->qkv);
         multiply(e, thread, &layer->qkv, e->normed, num_tokens, keep_qkv);
         end_phase(e, thread, PHASE_QKV);
         place_tokens(e, thread, layer, i);
-        attend_all(e, thread, i);
+        attend_all(e, thread, i, &layer->o);
         multiply(e, thread, &layer->o, e->attended, num_tokens, add_to_residual);
-        end_phase(e, thread, PHASE_O);
-        norm_tokens(e, thread, layer->post_norm);
+        end_phase_before(e, thread, PHASE_O, &layer->gate_up);
+        norm_tokens(e, thread, layer->post_norm, &layer->gate_up);
         multiply(e, thread, &layer->gate_up, e->normed, num_tokens, keep_gated);
-        end_phase(e, thread, PHASE_GATE_UP);
+        end_phase_before(e, thread, PHASE_GATE_UP, &layer->down);
         multiply(e, thread, &layer->down, e->gated, num_tokens, add_to_residual);
         end_phase(e, thread, PHASE_DOWN);
     }

@@ -47,6 +47,7 @@ class Step(ctypes.Structure):
         ("num_tokens", c_int64), ("num_rows", c_int64), ("num_sampled", c_int64),
         ("token_ids", c_void_p), ("first", c_void_p), ("start", c_void_p), ("count", c_void_p),
         ("tables", c_void_p), ("table_of", c_void_p), ("sampled", c_void_p), ("logits", c_void_p),
+        ("best", c_void_p),
     )  # fmt: skip
 
 

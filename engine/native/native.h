@@ -58,6 +58,7 @@ typedef struct {
     const int32_t *table_of;  /* [num_rows] where a row's ids begin in `tables` */
     const int32_t *sampled;   /* [num_sampled] tokens whose logits are wanted */
     float *logits;            /* [num_sampled, vocab] */
+    int32_t *best;            /* [num_sampled] id of the highest logit, the lowest among equals */
 } Step;
 
 enum { PHASE_NORM, PHASE_QKV, PHASE_ROPE, PHASE_ATTENTION, PHASE_O, PHASE_GATE_UP, PHASE_DOWN,

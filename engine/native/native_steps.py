@@ -72,6 +72,7 @@ class NativeSteps:
         for name in (*names[:2], names[3], head_name):
             _check_products(library, self._packed.linear(name), weights, name, prepared.dtype)
         self._logits = torch.empty((0, config.vocab_size))
+        self._best = np.empty(0, np.int32)
         model = self._model(config, weights, cache, num_positions, head_name)
         # What torch still does in this thread (sampling) stays in it: threads of its own would spin
         # on the cores of the kernels' for milliseconds after each call.
@@ -87,7 +88,9 @@ class NativeSteps:
     def stage(self, rows: SequenceOf[StepRow]) -> StagedStep:
         arrays = _lay_out(rows)
         sample_rows = tuple(index for index, row in enumerate(rows) if row.samples)
-        return StagedStep(sample_rows, lambda: self._compute(arrays))
+        return StagedStep(
+            sample_rows, lambda: self._compute(arrays), lambda: self._best[: len(sample_rows)]
+        )
 
     def phase_seconds(self) -> dict[str, float]:
         """Time in each phase since the last call, as the first thread saw it."""
@@ -104,11 +107,13 @@ class NativeSteps:
         num_sampled = len(arrays.sampled)
         if num_sampled > self._logits.shape[0]:
             self._logits = torch.empty((num_sampled, self._vocab_size))
+            self._best = np.empty(num_sampled, np.int32)
         step = Step(
             len(arrays.token_ids), len(arrays.first), num_sampled,
             arrays.token_ids.ctypes.data, arrays.first.ctypes.data, arrays.start.ctypes.data,
             arrays.count.ctypes.data, arrays.tables.ctypes.data, arrays.table_of.ctypes.data,
             arrays.sampled.ctypes.data, self._logits.data_ptr(),
+            self._best.ctypes.data,
         )  # fmt: skip
         if self._library.forward(self._engine, ctypes.byref(step)):
             raise EngineFailure(f"no memory for a step of {len(arrays.token_ids)} tokens")

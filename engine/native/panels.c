@@ -63,17 +63,17 @@ void multiply_rows(int64_t rows, const elem *x, int64_t x_stride, const void *pa
     }
 }
 
+int64_t panel_bytes(const Linear *linear) {
+    return linear->is_int8 ? linear->inputs / BLOCK_INPUTS * BLOCK_BYTES : words_of(linear->inputs) * PANEL * 4;
+}
+
 void multiply_panel(const Linear *linear, int64_t panel, int64_t rows, const elem *x, int64_t x_stride,
                     float *out) {
-    const uint8_t *panels = linear->panels;
-    if (linear->is_int8) {
-        const int64_t num_blocks = linear->inputs / BLOCK_INPUTS;
-        multiply_int8_rows(rows, x, x_stride, panels + panel * num_blocks * BLOCK_BYTES, num_blocks, out,
-                           PANEL);
-    } else {
-        const int64_t num_words = words_of(linear->inputs);
-        multiply_rows(rows, x, x_stride, panels + panel * num_words * PANEL * 4, num_words, out, PANEL, 0);
-    }
+    const uint8_t *at = (const uint8_t *)linear->panels + panel * panel_bytes(linear);
+    if (linear->is_int8)
+        multiply_int8_rows(rows, x, x_stride, at, linear->inputs / BLOCK_INPUTS, out, PANEL);
+    else
+        multiply_rows(rows, x, x_stride, at, words_of(linear->inputs), out, PANEL, 0);
 }
 
 int64_t pd_panel_width(void) { return PANEL; }

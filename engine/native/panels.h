@@ -49,6 +49,9 @@ void multiply_tile(int rows, const elem *x, int64_t x_stride, const void *panel,
 void multiply_rows(int64_t rows, const elem *x, int64_t x_stride, const void *panel,
                    int64_t num_words, float *out, int64_t out_stride, int adds_to_out);
 
+/* Bytes of one panel of a weight, whatever its numbers are. */
+int64_t panel_bytes(const Linear *linear);
+
 /* out [rows][PANEL]: rows of x times one panel of a weight, whatever its numbers are. */
 void multiply_panel(const Linear *linear, int64_t panel, int64_t rows, const elem *x, int64_t x_stride,
                     float *out);

@@ -16,6 +16,7 @@
  * thread takes as long as a phase. */
 #define SPINS_BETWEEN_STEPS 4000
 #define SPINS_IN_STEP 40000
+#define CACHE_LINE 64
 
 struct Pool {
     int num_threads;
@@ -45,7 +46,16 @@ static void advance(Pool *pool, atomic_uint *value) {
     if (atomic_load(&pool->sleepers)) syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-void pool_barrier(Pool *pool) {
+/* Until the value moves or everything is fetched. A few lines at a time: each look at the value costs
+ * as much as they do. */
+static void fetch_while(atomic_uint *value, unsigned old, const char *soon, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 8 * CACHE_LINE) {
+        if (atomic_load_explicit(value, memory_order_acquire) != old) return;
+        for (int line = 0; line < 8; line++) _mm_prefetch(soon + at + line * CACHE_LINE, _MM_HINT_T1);
+    }
+}
+
+void pool_barrier(Pool *pool, const void *soon, int64_t bytes) {
     if (pool->num_threads == 1) return;
     unsigned passed = atomic_load_explicit(&pool->passed, memory_order_acquire);
     unsigned arrived = atomic_fetch_add(&pool->arrived, 1) + 1;
@@ -53,6 +63,7 @@ void pool_barrier(Pool *pool) {
         atomic_store(&pool->arrived, 0); /* before anybody can come to the next barrier */
         advance(pool, &pool->passed);
     } else {
+        fetch_while(&pool->passed, passed, soon, bytes);
         wait_while(pool, &pool->passed, passed, SPINS_IN_STEP);
     }
 }
@@ -69,7 +80,7 @@ static void *serve(void *argument) {
         wait_while(seat.pool, &seat.pool->rounds, round, SPINS_BETWEEN_STEPS);
         if (seat.pool->is_closing) return NULL;
         seat.pool->work(seat.pool->context, seat.thread);
-        pool_barrier(seat.pool);
+        pool_barrier(seat.pool, NULL, 0);
     }
 }
 
@@ -78,7 +89,7 @@ void pool_run(Pool *pool, Work work, void *context) {
     pool->context = context;
     if (pool->num_threads > 1) advance(pool, &pool->rounds);
     work(context, 0);
-    pool_barrier(pool);
+    pool_barrier(pool, NULL, 0);
 }
 
 /* End the threads that were started, all but the caller. */

@@ -6,6 +6,8 @@
 #ifndef PDSERVE_POOL_H
 #define PDSERVE_POOL_H
 
+#include <stdint.h>
+
 typedef struct Pool Pool;
 typedef void (*Work)(void *context, int thread);
 
@@ -17,7 +19,8 @@ int pool_size(const Pool *pool);
 /* Run work on every thread, return when all have returned. One at a time. */
 void pool_run(Pool *pool, Work work, void *context);
 
-/* Inside work: wait until every thread is here. What was written before is seen after. */
-void pool_barrier(Pool *pool);
+/* Inside work: wait until every thread is here. What was written before is seen after. A thread that
+ * waits fetches `bytes` from `soon` on, what it will read next, into its second-level cache. */
+void pool_barrier(Pool *pool, const void *soon, int64_t bytes);
 
 #endif

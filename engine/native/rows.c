@@ -47,3 +47,13 @@ void rope_head(float *head, const float *bias, const float *norm, float epsilon,
         out[i + half] = rounded(second * cos[i + half] + first * signed_sin[i + half]);
     }
 }
+
+int32_t largest_at(const float *values, int64_t size) {
+    vf largest = vf_set(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) largest = vf_max(largest, vf_load(values + i));
+    float found = vf_largest(largest);
+    for (; i < size; i++) found = values[i] > found ? values[i] : found;
+    for (i = 0; i < size && values[i] != found; i++) continue;
+    return (int32_t)(i < size ? i : 0); /* none: there is no number among them */
+}

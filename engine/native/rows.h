@@ -21,6 +21,9 @@ void rope_head(float *head, const float *bias, const float *norm, float epsilon,
 /* values + bias (may be NULL), rounded. */
 void round_row(const float *values, const float *bias, int64_t size, elem *out);
 
+/* Where the largest of `size` values is, the first among equals. */
+int32_t largest_at(const float *values, int64_t size);
+
 /* A tile's row of a gated weight: LANES gates, then LANES values -> silu(gate) * value, rounded. */
 INLINE void gate_row(const float *sums, elem *out) {
     const vf gate = vf_load(sums), value = vf_load(sums + LANES);

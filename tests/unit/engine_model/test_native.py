@@ -217,3 +217,14 @@ async def test_phases_are_timed(make_runner: MakeRunner) -> None:
     assert all(value > 0 for value in seconds.values())
     assert sum(runner.phase_seconds().values()) == 0
     sequence.lease.release()
+
+
+@pytest.mark.parametrize("size", (1, 15, 16, 33, 49152))
+def test_the_best_id_is_the_lowest_among_equals(library: Library, dtype: str, size: int) -> None:
+    find = ctypes.CDLL(str(build_library(dtype))).largest_at
+    find.argtypes, find.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_int32
+    values = torch.randint(-3, 4, (40, size), generator=torch.Generator().manual_seed(size)).float()
+    values[1] = -torch.inf  # all masked
+    values[2, : size // 2] = -torch.inf
+    found = [find(row.data_ptr(), size) for row in values]
+    assert found == values.numpy().argmax(-1).tolist()
