@@ -45,7 +45,8 @@ def open_step_model(
             that cannot; says why.
     """
     num_positions = min(prepared.config.max_positions, cache.num_blocks * cache.layout.block_size)
-    if native != "off":
+    names_gpu_kernels = attention not in ("auto", "torch")  # the C step would pass over them
+    if native != "off" and not names_gpu_kernels:
         try:
             check_native_support(prepared, device)
             library = Library(build_library(prepared.dtype))

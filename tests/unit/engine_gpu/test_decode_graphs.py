@@ -25,6 +25,7 @@ from engine.modelfiles.prepare import prepare_model
 from engine.modelfiles.weights import map_weights
 from engine.paged_attention import PagedAttention, plain_paged_decode
 from engine.step import StepRow
+from pdserve.errors import ConfigError
 from pdserve.types import KVLayout, SamplingParams
 from support.model_steps import StepDriver
 from support.paged_stand_ins import FlashInferStandIn, RepeatingRecorder
@@ -45,12 +46,12 @@ def flashinfer(_asked: str, layout: KVLayout, num_heads: int, device: torch.devi
     return FlashInferAttention(layout, num_heads, device)
 
 
-def make_runner(tmp_path: Path, dtype: str = "float32") -> ModelRunner:
+def make_runner(tmp_path: Path, dtype: str = "float32", **options: Any) -> ModelRunner:
     folder = write_tiny_llama(tmp_path / "model", seed=3)
     prepared = prepare_model(str(folder), dtype, cache_dir=tmp_path / "cache")
     return ModelRunner(
         prepared, map_weights(prepared), device="cpu", num_blocks=64, block_size=16,
-        num_threads=1, native="off",
+        num_threads=1, **{"native": "off", **options},
     )  # fmt: skip
 
 
@@ -158,3 +159,12 @@ async def test_attention_that_cannot_be_recorded_is_not(tmp_path: Path) -> None:
     graphs = DecodeGraphs(nothing, nothing, tiled, runner.buffers, num_positions=512)
     assert graphs.sizes == ()
     await runner.close()
+
+
+@pytest.mark.parametrize("native", ["auto", "off"])
+def test_kernels_of_a_gpu_are_refused_on_a_cpu(tmp_path: Path, native: str) -> None:
+    """And not passed over, because the C step has attention of its own."""
+    with pytest.raises(
+        ConfigError, match="^attention: triton: the kernels run on CUDA, not on cpu"
+    ):
+        make_runner(tmp_path, native=native, attention="triton")
