@@ -22,7 +22,7 @@ from kvtransfer.store import BlockBuffers, Lease
 from kvtransfer.ticket_book import TicketBook
 from kvtransfer.transports.base import Connection
 from pdserve.clock import Clock
-from pdserve.errors import PdserveError, ProtocolError, TicketUnknown
+from pdserve.errors import PdserveError, PeerUnreachable, ProtocolError, TicketUnknown
 from pdserve.log import event_log
 from pdserve.types import TransferTicket
 
@@ -106,6 +106,8 @@ class Exporter:
                 opening = decode(await connection.receive())
         except TimeoutError:
             raise ProtocolError("connected and said nothing") from None
+        except PeerUnreachable:
+            return  # it looked whether somebody is here (Importer.reach)
         if not isinstance(opening, Open):
             raise ProtocolError(f"{type(opening).__name__} instead of Open")
         if self._closed:

@@ -122,3 +122,24 @@ async def test_a_holder_that_shows_nothing_holds_up_no_other() -> None:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             await dialer.close()
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for address in (sys.argv[1], sys.argv[1] + ".memory"):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect("\\0" + address)
+        print(socket.recv_fds(sock, 1, 1)[:2])
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+async def test_another_user_is_shown_nothing() -> None:
+    async with kv_pair("shm") as pair:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STRANGER, pair.endpoint.address, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert (process.returncode, out.splitlines()) == (0, [b"(b'', [])"] * 2)
+        assert pair.exporter.num_connections == 0
