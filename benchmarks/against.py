@@ -10,6 +10,7 @@ beat. Not covered: peers that cannot load the model; peers' memory.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -103,7 +104,11 @@ class _Group:
 
     def __init__(self, args: argparse.Namespace, dtype: str, threads: int) -> None:
         self._args, self._dtype, self._threads = args, dtype, threads
-        self._rates: dict[Cell, dict[str, list[float]]] = {cell: {} for cell in CELLS}
+        cells = [cell for cell in CELLS if args.cells in cell.name]
+        if not cells:
+            raise SystemExit(f"--cells: {args.cells!r} is in none of {[c.name for c in CELLS]}")
+        self._rates: dict[Cell, dict[str, list[float]]] = {cell: {} for cell in cells}
+        self._load: list[float] = []
         self._phases: dict[str, dict[str, float]] = {}
         self._machine: list[dict[str, float]] = []
         self._names: dict[str, str] = {}
@@ -132,7 +137,8 @@ class _Group:
             yield Contestant(kind, python, module, settings, log)
 
     def _round(self, number: int, contestants: list[Contestant]) -> None:
-        for cell in CELLS:
+        self._load.append(os.getloadavg()[0])
+        for cell in self._rates:
             for contestant in contestants:
                 rate = cell.rate(contestant, self._args.steps)
                 if number:
@@ -148,7 +154,7 @@ class _Group:
         read, products = self._limits()
         title = f"{self._dtype}, {self._threads} thread(s)"
         floor = f"{read / 1e9:.1f} GB/s, {products / 1e9:,.0f} GFLOP/s"
-        rows = [(title, "", floor, "", "", "")]
+        rows = [(title, "", floor, "", f"load average up to {max(self._load):.1f}", "")]
         for cell, rates in self._rates.items():
             own = statistics.median(rates[OWN])
             peers = {k: statistics.median(v) for k, v in rates.items() if k != OWN}
@@ -174,7 +180,8 @@ class _Group:
         floors = {cell.name: self._floor(cell) for cell in self._rates}
         return {
             "names": self._names, "texts": self._texts, "rates": rates, "floors": floors,
-            "machine": self._machine, "phase_seconds_of_the_last_turn": self._phases,
+            "machine": self._machine, "load": self._load,
+            "phase_seconds_of_the_last_turn": self._phases,
         }  # fmt: skip
 
     def _is_valid(self, kind: str) -> bool:

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="peers (llama-cpp, vllm, transformers) and the Python that has each, in turns",
     )
     peers.add_argument("--rounds", type=int, default=5)
+    peers.add_argument("--cells", default="", help="only those with this in their name, as 'b=1'")
     peers.add_argument(
         "--against-dtypes", nargs="*", default=["bfloat16", "float32"],
         choices=("bfloat16", "float32", "int8"),
