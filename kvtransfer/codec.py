@@ -38,7 +38,7 @@ def encode(message: KvMessage, *, apart: bool = False) -> bytes:
     return seal(_NUMBERS[type(message)], _header(message), pieces)
 
 
-def decode(data: bytes, *, apart: bool = False) -> KvMessage:
+def decode(data: bytes | memoryview, *, apart: bool = False) -> KvMessage:
     """One message; a frame's payload is a view of ``data``, or with ``apart`` yet to come.
 
     Raises:

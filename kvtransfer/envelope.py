@@ -52,7 +52,7 @@ def seal(type_number: int, fields: dict[str, Any], pieces: Iterable[memoryview] 
     return b"".join((prefix, checksum, header, *pieces))
 
 
-def unseal(data: bytes) -> Envelope:
+def unseal(data: bytes | memoryview) -> Envelope:
     """Open one message.
 
     Raises:

@@ -79,7 +79,7 @@ class ReaderSession:
         self._config = config
         self._clock = clock
         self._lease: Lease | None = None
-        self._receiving: asyncio.Task[bytes] | None = None
+        self._receiving: asyncio.Task[bytes | memoryview] | None = None
         self._num_cached = 0  # tokens that were here before the read
         self._position = 0  # tokens that are here, from the start
         self._credit_bytes = 0  # what the holder may still send

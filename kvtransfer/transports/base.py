@@ -65,7 +65,7 @@ class Connection(Protocol):
     async def send(self, data: bytes) -> None:
         """Hand over one message; waits while the far end is behind. Raises PeerUnreachable."""
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> bytes | memoryview:
         """The next message. Raises PeerUnreachable when there will be none."""
 
     async def close(self) -> None:

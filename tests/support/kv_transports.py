@@ -63,6 +63,13 @@ def _tcp(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
     return Carrier(TcpListener(), TcpDialer())
 
 
+def _ray(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    """What the holder says goes through the store whatever its size: KV of tests is small."""
+    from kvtransfer.transports.ray import RayDialer, RayListener
+
+    return Carrier(RayListener(least_object_bytes=0), RayDialer())
+
+
 def _no_memfd() -> str:
     return "" if hasattr(os, "memfd_create") else "no memfd_create on this system"
 
@@ -75,6 +82,10 @@ CASES = {
 }
 
 
+# Those that need a cluster: tests/ray/test_kv_ray.py runs the same suites over them.
+ON_A_CLUSTER = {"ray": TransportCase(_ray)}
+
+
 def each_transport(*, crossing: bool = False) -> pytest.MarkDecorator:
     """Parametrises ``transport`` over all; ``crossing``: only those between processes.
 
@@ -85,7 +96,7 @@ def each_transport(*, crossing: bool = False) -> pytest.MarkDecorator:
 
 
 def make_carrier(transport: str, buffers: BlockBuffers, config: TransferConfig) -> Carrier:
-    return CASES[transport].make(buffers, config)
+    return (CASES | ON_A_CLUSTER)[transport].make(buffers, config)
 
 
 def _parameter(name: str) -> Any:
