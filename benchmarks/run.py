@@ -40,6 +40,7 @@ SCENARIOS = (
     "overload",
     "ledger",
     "kernels",
+    "ray_kv",
 )
 
 

@@ -21,6 +21,7 @@ from pdserve.prepared import PreparedModel
 if TYPE_CHECKING:
     from decode_worker.app import DecodeApp
     from decode_worker.config import DecodeConfig
+    from kvtransfer.transports.base import Dialer, Listener
     from prefill_worker.app import PrefillApp
     from prefill_worker.config import PrefillConfig
     from router.app import RouterApp
@@ -52,24 +53,36 @@ async def enter_router(
 
 
 async def enter_prefill(
-    stack: AsyncExitStack, config: PrefillConfig, clock: Clock, progress: Progress
+    stack: AsyncExitStack,
+    config: PrefillConfig,
+    clock: Clock,
+    progress: Progress,
+    over_ray: Listener | None = None,
 ) -> tuple[PrefillApp, WorkerReady]:
-    """Raises ConfigError or ModelFileError as the parts do."""
+    """``over_ray``: one more way to its KV. Raises ConfigError or ModelFileError."""
     from prefill_worker.app import PrefillApp
 
     model, runner = _open_engine(stack, config.engine, clock, progress)
-    app = await stack.enter_async_context(PrefillApp(config, model, runner, clock))
+    app = await stack.enter_async_context(
+        PrefillApp(config, model, runner, clock, over_ray=over_ray)
+    )
     return app, WorkerReady.of(app.hello, os.getpid())
 
 
 async def enter_decode(
-    stack: AsyncExitStack, config: DecodeConfig, clock: Clock, progress: Progress
+    stack: AsyncExitStack,
+    config: DecodeConfig,
+    clock: Clock,
+    progress: Progress,
+    over_ray: Dialer | None = None,
 ) -> tuple[DecodeApp, WorkerReady]:
-    """Raises ConfigError or ModelFileError as the parts do."""
+    """``over_ray``: one more way to KV. Raises ConfigError or ModelFileError."""
     from decode_worker.app import DecodeApp
 
     model, runner = _open_engine(stack, config.engine, clock, progress)
-    app = await stack.enter_async_context(DecodeApp(config, model, runner, clock))
+    app = await stack.enter_async_context(
+        DecodeApp(config, model, runner, clock, over_ray=over_ray)
+    )
     return app, WorkerReady.of(app.hello, os.getpid())
 
 

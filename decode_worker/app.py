@@ -40,7 +40,7 @@ class DecodeApp:
     """``async with DecodeApp(...)``: a worker that serves every router of ``config.routers``.
 
     ``dial_router`` and ``dialers`` (by transport name) default to gRPC and to
-    dialers.py's.
+    dialers.py's, which may choose ``over_ray`` too.
     """
 
     def __init__(
@@ -52,12 +52,14 @@ class DecodeApp:
         *,
         dial_router: DialRouter | None = None,
         dialers: Mapping[str, Dialer] | None = None,
+        over_ray: Dialer | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._dial_router = dial_router or dial_router_by_grpc
         self._dialers = dict(dialers) if dialers is not None else None
+        self._over_ray = over_ray
         self._runner = runner
         self.hello = _hello(config, model, runner)
         self._tracer = tracer or open_tracer(
@@ -67,7 +69,7 @@ class DecodeApp:
 
     async def __aenter__(self) -> DecodeApp:
         if self._dialers is None:
-            self._dialers = own_dialers(self._config.transfer, self._runner.layout)
+            self._dialers = own_dialers(self._config.transfer, self._runner.layout, self._over_ray)
         self._importer = importer = Importer(
             self._runner.buffers, self._clock, self._config.transfer,
             self.hello.worker_id, self.hello.incarnation, self._dialers,

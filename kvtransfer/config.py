@@ -10,16 +10,16 @@ from pdserve.errors import ConfigError
 from pdserve.types import KVLayout
 
 MIB = 1 << 20
-TRANSPORTS = ("shm", "tcp", "grpc")  # between processes, fastest first
+TRANSPORTS = ("shm", "tcp", "ray", "grpc")  # between processes, fastest first
 
 
 @dataclass(frozen=True, slots=True)
 class TransferConfig:
     kv_transports: Annotated[
         str,
-        Option("what KV may travel by, with commas: shm, tcp, grpc; auto: all of them. A prefill "
-               "worker offers these, fastest first, and a decode worker takes the first of them "
-               "that it may use and can reach"),
+        Option("what KV may travel by, with commas: shm, tcp, ray (between Ray actors), grpc; "
+               "auto: all of them. A prefill worker offers these, fastest first, and a decode "
+               "worker takes the first of them that it may use and can reach"),
     ] = "auto"  # fmt: skip
     max_frame_bytes: Annotated[
         int, Option("most KV in one frame; one block if that is larger", unit="bytes", low=1)

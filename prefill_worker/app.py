@@ -39,7 +39,10 @@ _log = event_log(__name__)
 
 
 class PrefillApp:
-    """Async context manager. ``listeners`` default to listeners.py's, ``dial_router`` to gRPC."""
+    """Async context manager. ``listeners`` default to listeners.py's, ``dial_router`` to gRPC.
+
+    ``over_ray``: one more for listeners.py to choose from.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class PrefillApp:
         clock: Clock,
         *,
         listeners: Sequence[Listener] | None = None,
+        over_ray: Listener | None = None,
         dial_router: DialRouter | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -59,9 +63,9 @@ class PrefillApp:
         self._runner = runner
         self._clock = clock
         self._exporter = Exporter(runner.buffers, clock, config.transfer)
-        self._listeners = list(
-            own_listeners(config, runner.buffers.memory_fd) if listeners is None else listeners
-        )
+        if listeners is None:
+            listeners = own_listeners(config, runner.buffers.memory_fd, over_ray)
+        self._listeners = list(listeners)
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []
         self._tracer = tracer or open_tracer(

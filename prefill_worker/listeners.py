@@ -14,8 +14,10 @@ from pdserve.errors import ConfigError
 from prefill_worker.config import PrefillConfig
 
 
-def own_listeners(config: PrefillConfig, memory_fd: int | None) -> list[Listener]:
-    """``memory_fd``: of the block pool, None if others cannot map it.
+def own_listeners(
+    config: PrefillConfig, memory_fd: int | None, over_ray: Listener | None = None
+) -> list[Listener]:
+    """``memory_fd``: of the block pool, None if others cannot map it. ``over_ray``: its host's.
 
     Raises ConfigError: nothing is left to offer.
     """
@@ -27,6 +29,8 @@ def own_listeners(config: PrefillConfig, memory_fd: int | None) -> list[Listener
         listeners.append(ShmListener(memory_fd))
     if allows("tcp") and (stream_listen := _stream_listen(config)):
         listeners.append(TcpListener(stream_listen, host_of(config.advertise)))
+    if allows("ray") and over_ray is not None:
+        listeners.append(over_ray)
     if allows("grpc"):
         listeners.append(GrpcListener(config.listen, config.advertise))
     if not listeners:

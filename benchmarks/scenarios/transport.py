@@ -106,7 +106,7 @@ async def _measure(args: argparse.Namespace) -> dict[str, list[float]]:
         for number in range(num_rounds):
             for endpoint in endpoints:
                 samples[endpoint.transport].append(await reader.read(endpoint, number))
-            samples["raw socket"].append(_receive_raw(raw_port, target))
+            samples["raw socket"].append(receive_raw(raw_port, target))
             samples["memory copy"].append(_copy(target, other))
         await reader.close()
     return {name: seconds[1:] for name, seconds in samples.items()}
@@ -166,7 +166,7 @@ async def _holder(
         await process.wait()
 
 
-def _receive_raw(port: int, target: FilledBuffers) -> float:
+def receive_raw(port: int, target: FilledBuffers) -> float:
     memory = target.memory
     with socket.create_connection(("127.0.0.1", port)) as connection:
         started_s = time.perf_counter()

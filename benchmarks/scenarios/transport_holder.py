@@ -115,7 +115,7 @@ async def hold(
             export.advance(num_tokens)
             export.commit(FirstTokenInfo(0, 1))
     with socket.create_server(("127.0.0.1", 0)) as raw:
-        threading.Thread(target=_serve_raw, args=(raw, buffers.memory), daemon=True).start()
+        threading.Thread(target=serve_raw, args=(raw, buffers.memory), daemon=True).start()
         facts = {
             "endpoints": [(each.transport, each.address) for each in endpoints],
             "raw_port": raw.getsockname()[1],
@@ -127,7 +127,7 @@ async def hold(
         await listener.close()
 
 
-def _serve_raw(server: socket.socket, memory: memoryview) -> None:
+def serve_raw(server: socket.socket, memory: memoryview) -> None:
     while True:
         try:
             connection, _ = server.accept()

@@ -1,6 +1,7 @@
 """One router, prefill or decode worker as a Ray actor: the same App, serving the same gRPC.
 
-Ray starts it, asks how it is, and ends it. No request, token or KV byte goes through its methods.
+Ray starts it, asks how it is, and ends it. No request, token or KV byte goes through its methods;
+KV may go through Ray's object store (kvtransfer/transports/ray.py).
 Does not know the controller, its own place, nor when it is started again.
 """
 
@@ -18,6 +19,7 @@ from cluster.plan import ServicePlan
 from cluster.ready import ReadyReport, RouterReady
 from cluster.role_app import enter_decode, enter_prefill, enter_router
 from engine.config import EngineConfig
+from kvtransfer.transports.ray import RayDialer, RayListener
 from pdserve.clock import MonotonicClock
 from pdserve.log import event_log, setup_logging
 from pdserve.types import Role, WorkerStatus
@@ -140,12 +142,17 @@ class RoleActor:
                 _placed_prefill(plan.prefill, host),
                 engine=engine, worker_id=assignment.seat, routers=assignment.routers,
             )  # fmt: skip
-            self._worker, ready = await enter_prefill(self._stack, prefill, clock, _tell_progress)
+            over_ray = RayListener(f"{host}:0")
+            self._worker, ready = await enter_prefill(
+                self._stack, prefill, clock, _tell_progress, over_ray
+            )
             return ready
         decode = replace(
             plan.decode, engine=engine, worker_id=assignment.seat, routers=assignment.routers
         )
-        self._worker, ready = await enter_decode(self._stack, decode, clock, _tell_progress)
+        self._worker, ready = await enter_decode(
+            self._stack, decode, clock, _tell_progress, RayDialer()
+        )
         return ready
 
 

@@ -20,7 +20,7 @@ from pdserve.errors import ConfigError
 from router.client import AsyncClient
 from support.ray_cluster import RayCluster, wait_until
 from support.ray_service import served_on_ray
-from support.remote_service import Streams, assert_settled, prompt
+from support.remote_service import Streams, assert_settled, oracle, prompt
 from support.trio import eventually
 
 pytestmark = pytest.mark.ray
@@ -153,6 +153,27 @@ async def test_nothing_outlives_a_driver_that_is_killed(
         await asyncio.to_thread(wait_until, lambda: "tested" not in services())
         asked = await served.cluster_command(cluster, "status")
         assert "no service 'tested' on this cluster; there is none" in "\n".join(asked.lines)
+
+
+async def test_kv_through_the_object_store_when_that_is_wanted(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    async with (
+        served_on_ray(cluster, tmp_path, "--kv-transports=ray") as served,
+        AsyncClient(served.grpc_target) as client,
+    ):
+        stream = client.generate(
+            prompt_ids=prompt(1), max_tokens=8, temperature=0.0, ignore_eos=True
+        )
+        found = [token_id async for delta in stream for token_id in delta.token_ids]
+        assert found == oracle(prompt(1), 8)
+        assert stream.timing is not None
+        assert stream.timing.kv_transport == "ray"
+        await Streams(client, PROMPTS, 20).assert_right()
+        await assert_settled(client, "prefill-0", "decode-0")
+        seat = await served.seat("prefill-0")
+        assert isinstance(seat.report, WorkerReady)
+        assert seat.report.transports == ("ray",)
 
 
 async def test_what_cannot_be_placed_is_said(cluster: RayCluster, tmp_path: Path) -> None:
