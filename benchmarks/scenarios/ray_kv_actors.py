@@ -55,7 +55,7 @@ class KvHolder:
         return endpoints, raw.getsockname()[1]
 
     async def offer(self, number: int) -> None:
-        ticket = ticket_of(number, self._layout, self._num_tokens)
+        ticket = ticket_of(f"read-{number}", self._layout, self._num_tokens)
         export = self._exporter.offer(
             ticket, WholeMemory(self._buffers.num_blocks), ticket.num_tokens
         )
@@ -86,7 +86,7 @@ class KvReader:
         async def make_room(num_tokens: int) -> Lease:
             return WholeMemory(self._buffers.num_blocks)
 
-        ticket = ticket_of(number, self._layout, self._num_tokens, (endpoint,))
+        ticket = ticket_of(f"read-{number}", self._layout, self._num_tokens, (endpoint,))
         started_s = time.perf_counter()
         await self._importer.redeem(ticket, make_room, self._intake)
         seconds = time.perf_counter() - started_s
