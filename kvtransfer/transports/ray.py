@@ -10,7 +10,7 @@ byte for its kind and then: a message; a reference; or how many objects the read
 
 What a holder keeps in the store is bounded over all readers, so the store never fills and nothing
 is spilled because of KV; if an end dies, the stream breaks and the objects go. Not covered: memory
-of devices (Ray's direct transport: docs/decisions/0012).
+of devices (Ray's direct transport: docs/decisions/0014).
 """
 
 from __future__ import annotations

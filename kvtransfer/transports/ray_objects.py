@@ -2,7 +2,7 @@
 
 A reference travels outside of Ray's calls here. ``ray.cloudpickle`` could write one down, but then
 pins its object until the process ends; so the two calls of Ray's core that it makes are made here,
-without the pin (the same in 2.50 and 2.60; the only use of what Ray does not document). What that
+without the pin (of Ray 2.60; the only use here of what Ray does not document). What that
 asks for is kept by ray.py: the owner holds the reference until it is told that the reader has read.
 
 Knows neither connections nor what is in a message.
