@@ -19,7 +19,7 @@ from engine.fake_model import prepare_fake_model
 from pdserve.clock import MonotonicClock
 from pdserve.errors import ConfigError, ModelFileError, ShuttingDown, WorkerLost
 from pdserve.links import QueueLink, link_pair
-from pdserve.messages import FromWorker, Hello, Submit, ToWorker, Welcome
+from pdserve.messages import FromWorker, Hello, Meet, Submit, ToWorker, Welcome
 from pdserve.prepared import PreparedModel
 from pdserve.rpc.worker_link import GrpcWorkerLink, dial_router
 from pdserve.types import Role
@@ -158,6 +158,7 @@ async def test_leaving_cancels_what_runs_and_ends_every_session(model: PreparedM
         ):
             body = {"prompt": "Hi", "max_tokens": 5}
             asking = asyncio.create_task(client.post("/v1/completions", json=body, timeout=20))
+            assert isinstance(await decode.receive(), Meet)
             for link in (prefill, decode):
                 assert isinstance(await link.receive(), Submit)
             await app.__aexit__(None, None, None)  # leaving it again below changes nothing
