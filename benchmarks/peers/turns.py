@@ -11,9 +11,11 @@ environment of the peer, so it and its callers import nothing of pdserve.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +53,7 @@ class Peer(Protocol):
 
 def serve(make: Callable[[Settings], Peer]) -> None:
     """Bind to the first ``threads`` cores, make the peer, answer until stdin ends."""
+    end_with_parent()
     settings = Settings(**json.loads(sys.argv[1]))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
@@ -64,6 +67,13 @@ def serve(make: Callable[[Settings], Peer]) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         print(json.dumps(_answer(peer, question, settings, draw)), file=answers)
+
+
+def end_with_parent() -> None:
+    """A stopped process sees no end of its input: the kernel must end it (Linux)."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG
+    if ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError("prctl(PR_SET_PDEATHSIG)")
 
 
 def _answer(

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import sys
 
+from benchmarks.peers.turns import end_with_parent
+
 
 def main() -> None:
+    end_with_parent()
     settings = json.loads(sys.argv[1])
     if settings["dtype"] == "dies":
         sys.exit("out of luck")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from benchmarks.against import CELLS, Cell, parse_against
 from benchmarks.contestant import Contestant
 from benchmarks.limits import decode_floor, number_options, prefill_floor
+from support.source_tree import ROOT
 
 SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30,
@@ -58,6 +62,23 @@ def test_a_contestant_answers_and_is_stopped_between_its_turns(tmp_path: Path) -
             assert rates == [[pytest.approx(2000), pytest.approx(1000)]] * len(CELLS)
             assert one.ask("phases") == {"heard": "phases"}
         assert (state(two), state(one)) == ("T", "T")
+
+
+def test_a_stopped_contestant_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, pathlib; from benchmarks.contestant import Contestant;"
+        "settings = {'threads': 1, 'dtype': 'bfloat16'}; log = pathlib.Path(sys.argv[1]);"
+        "peer = Contestant('p', sys.executable, 'tests.support.stand_in_peer', settings, log);"
+        "print(peer.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "log")]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False).stdout
+    try:
+        descriptor = os.pidfd_open(int(told))
+    except ProcessLookupError:
+        return  # gone already
+    with closing(os.fdopen(descriptor)):
+        assert select.select([descriptor], [], [], 30)[0], "it lives on"
 
 
 def test_a_contestant_that_dies_shows_its_last_words(tmp_path: Path) -> None:
