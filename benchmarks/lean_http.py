@@ -22,18 +22,12 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class LeanHttpFace:
-    """Satisfies cluster/load's ``ServiceFace``."""
+    """Satisfies cluster/load's ``RequestFace``."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._idle: list[_Connection] = []
-
-    async def vocab_size(self) -> int:
-        raise NotImplementedError("HTTP does not tell the vocabulary's size")
-
-    async def max_model_len(self) -> int:
-        raise NotImplementedError("not asked for here")
 
     async def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         """Raises ProtocolError: the answer is no stream of events."""

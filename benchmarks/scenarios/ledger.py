@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from benchmarks.lean_http import LeanHttpFace
 from benchmarks.result import ScenarioResult
 from cluster.load.arrivals import Job
-from cluster.load.faces import GrpcFace, ServiceFace
+from cluster.load.faces import GrpcFace, RequestFace
 from cluster.load.percentiles import percentile
 from cluster.load.records import RequestRecord
 from cluster.load.sending import Sender, closed_loop
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> ScenarioResult:
 async def _measure(args: argparse.Namespace) -> dict[str, list[RequestRecord]]:
     found: dict[str, list[RequestRecord]] = {}
     async with started_service(args.flags) as facts:
-        faces: dict[str, ServiceFace] = {
+        faces: dict[str, RequestFace] = {
             "gRPC": GrpcFace(facts.grpc_target),
             "HTTP": LeanHttpFace(facts.http_url),
         }
@@ -78,7 +78,7 @@ def _jobs(draw: random.Random, count: int, vocab_size: int) -> list[Job]:
     ]
 
 
-async def _load(face: ServiceFace, jobs: Sequence[Job], concurrency: int) -> list[RequestRecord]:
+async def _load(face: RequestFace, jobs: Sequence[Job], concurrency: int) -> list[RequestRecord]:
     records = await closed_loop(Sender.start(face, TIMEOUT_S), jobs, concurrency)
     for record in records:
         if record.error or record.timing is None:

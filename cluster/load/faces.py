@@ -31,16 +31,22 @@ class RequestFailed(PdserveError):
         self.code = code
 
 
-class ServiceFace(Protocol):
-    async def vocab_size(self) -> int: ...
-
-    async def max_model_len(self) -> int:
-        """Tokens of prompt and answer together that the model takes."""
+class RequestFace(Protocol):
+    """All that sending needs."""
 
     def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         """Send one request. Raises PdserveError while iterating."""
 
     async def close(self) -> None: ...
+
+
+class ServiceFace(RequestFace, Protocol):
+    """And what is asked before, to make requests that fit."""
+
+    async def vocab_size(self) -> int: ...
+
+    async def max_model_len(self) -> int:
+        """Tokens of prompt and answer together that the model takes."""
 
 
 class GrpcFace:

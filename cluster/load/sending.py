@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from cluster.load.arrivals import Job
-from cluster.load.faces import ServiceFace
+from cluster.load.faces import RequestFace
 from cluster.load.records import RequestRecord
 from pdserve.errors import PdserveError
 from pdserve.types import RequestTiming
@@ -23,12 +23,12 @@ from pdserve.types import RequestTiming
 class Sender:
     """One run's clock and its way to the service. Make it when the run starts."""
 
-    face: ServiceFace
+    face: RequestFace
     timeout_s: float
     started_s: float
 
     @classmethod
-    def start(cls, face: ServiceFace, timeout_s: float) -> Sender:
+    def start(cls, face: RequestFace, timeout_s: float) -> Sender:
         return cls(face, timeout_s, time.perf_counter())
 
     def now(self) -> float:
