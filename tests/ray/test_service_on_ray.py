@@ -57,7 +57,9 @@ async def test_a_detached_service_outlives_its_driver_and_its_controller(
         AsyncClient(served.grpc_target) as client,
     ):
         assert await served.process.rest() == 0
-        assert "'pdserve cluster stop --service tested' ends it" in served.process.lines[-1]
+        # Not the last line always: Ray forwards what its actors print until the driver is gone.
+        said = "\n".join(served.process.lines)
+        assert "'pdserve cluster stop --service tested' ends it" in said
         before = await served.scale({"decode": 2})
         own = await served.pid_of_controller()
         streams = Streams(client, PROMPTS, 60)
@@ -71,7 +73,8 @@ async def test_a_detached_service_outlives_its_driver_and_its_controller(
         }
         await assert_settled(client, "prefill-0", "decode-0", "decode-1")
         stopped = await served.cluster_command(cluster, "stop")
-        assert (stopped.process.returncode, stopped.lines[-1]) == (0, "tested stopped")
+        assert stopped.process.returncode == 0
+        assert "tested stopped" in stopped.lines
 
 
 async def test_scaling_and_draining_under_load_changes_no_stream(

@@ -113,7 +113,7 @@ class Served:
 async def served_on_ray(
     cluster: RayCluster, folder: Path, *flags: str, service: str = "tested"
 ) -> AsyncIterator[Served]:
-    """Afterwards nothing of it is left on the cluster."""
+    """Afterwards nothing of it is left on the cluster; a failed test leaves nothing to the next."""
     ready = folder / "ready.json"
     async with command(
         "serve", "--launcher=ray", f"--address={cluster.address}", f"--service={service}",
@@ -122,7 +122,12 @@ async def served_on_ray(
         try:
             await process.line_with("serving fake")
             facts = json.loads(ready.read_text())
-            yield Served(service, process, facts["grpc_target"])
+            served = Served(service, process, facts["grpc_target"])
+            try:
+                yield served
+            except BaseException:
+                await served.cluster_command(cluster, "stop")
+                raise
         finally:
             if process.process.returncode is None:
                 process.process.terminate()
