@@ -33,6 +33,7 @@ MODULES = {
     OWN: "benchmarks.peers.own",
     "llama-cpp": "benchmarks.peers.llama_cpp",
     "vllm": "benchmarks.peers.vllm_cpu",
+    "vllm-compiled": "benchmarks.peers.vllm_compiled",
     "transformers": "benchmarks.peers.hugging_face",
 }
 WORK = Path("build/benchmarks/peers")
