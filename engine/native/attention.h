@@ -8,27 +8,19 @@
 #ifndef PDSERVE_ATTENTION_H
 #define PDSERVE_ATTENTION_H
 
-#include "panels.h"
+#include "key_tiles.h"
 
-#define KEY_TILE 64
-#define MAX_QUERY_ROWS 96 /* queries x heads computed together; more only if one query has more */
-
-/* Where the keys and values of one layer and KV head of a sequence lie. */
-typedef struct {
-    const elem *keys;     /* of block 0: [block_size, head_dim] */
-    const elem *values;
-    int64_t block_stride; /* elements from a block to the next */
-    int64_t block_size, head_dim;
-    const int32_t *table;
-} PagedKv;
+#define MAX_QUERY_ROWS 192 /* queries x heads computed together; more only if one query has more */
 
 /* Scratch of one thread. */
 typedef struct {
     void *key_panels, *value_panels; /* of one tile */
-    elem *queries, *weights;         /* [rows] operands */
-    float *scores;                   /* [rows, KEY_TILE] */
+    elem *queries;                   /* [rows] operands */
+    elem *weights;                   /* [MAX_TILE_ROWS] operands of KEY_TILE */
+    float *scores;                   /* [MAX_TILE_ROWS, KEY_TILE] */
     float *sums;                     /* [rows, padded head_dim] */
-    float *largest, *totals;         /* [rows] */
+    float *largest;                  /* [rows] what softmax weights are relative to */
+    float *totals;                   /* [rows, LANES] of the weights */
 } AttentionScratch;
 
 /* Bytes for the scratch of `rows` query rows. */

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ITEMS_PER_THREAD 4 /* of attention in a layer of a long chunk */
+
 /* Zeroed memory at a cache line, or NULL. */
 static void *new_memory(int64_t bytes) {
     void *memory = aligned_alloc(64, (size_t)round_up(bytes + 64, 64));
@@ -42,9 +44,15 @@ static int grow_sampled(Engine *e, int64_t sampled) {
     return 0;
 }
 
-static int64_t queries_at_once(const Model *m) {
-    const int64_t queries = MAX_QUERY_ROWS / (m->num_heads / m->num_kv_heads);
-    return queries > 0 ? queries : 1;
+/* As many as keep every thread at work: packed keys then serve more queries. */
+static int32_t queries_at_once(const Engine *e) {
+    const Model *m = &e->model;
+    const int64_t group = m->num_heads / m->num_kv_heads;
+    const int64_t most = MAX_QUERY_ROWS / group, fewest = most / 4;
+    int64_t queries = e->step->num_tokens * m->num_kv_heads / (ITEMS_PER_THREAD * pool_size(e->pool));
+    if (queries < fewest) queries = fewest;
+    if (queries > most) queries = most;
+    return queries > 0 ? (int32_t)queries : 1;
 }
 
 static int add_item(Engine *e, AttentionItem item) {
@@ -62,7 +70,7 @@ static int add_item(Engine *e, AttentionItem item) {
 /* Long rows first and their last queries first, so that threads end together. */
 static int plan_items(Engine *e) {
     const Step *s = e->step;
-    const int32_t at_once = (int32_t)queries_at_once(&e->model);
+    const int32_t at_once = queries_at_once(e);
     e->num_items = 0;
     for (int is_single = 0; is_single < 2; is_single++)
         for (int32_t row = 0; row < s->num_rows; row++) {

@@ -40,6 +40,7 @@ INLINE vf vf_first(int count, vf x, vf other) {
     __mmask16 mask = (__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1);
     return _mm512_mask_blend_ps(mask, other, x);
 }
+INLINE int vf_any_above(vf x, vf limit) { return _mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ) != 0; }
 INLINE vf vf_select_negative(vf sign, vf if_negative, vf otherwise) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign)), otherwise, if_negative);
 }
@@ -100,6 +101,7 @@ INLINE vf vf_first(int count, vf x, vf other) {
     vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(vi_set(count), lane)));
 }
+INLINE int vf_any_above(vf x, vf limit) { return _mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_GT_OQ)) != 0; }
 INLINE vf vf_select_negative(vf sign, vf if_negative, vf otherwise) {
     return _mm256_blendv_ps(otherwise, if_negative, sign);
 }
@@ -151,6 +153,21 @@ INLINE vf vf_exp(vf x) {
     y = vf_fma(y, r, vf_set(1.6666665459e-1f));
     y = vf_fma(y, r, vf_set(5.0000001201e-1f));
     y = vf_fma(y, vf_mul(r, r), vf_add(r, vf_set(1.0f)));
+    return vf_times_power(y, power);
+}
+
+/* 2^x for x <= 100 (coefficients of Cephes' exp2f), within 2 units in the last place; below -126 it
+ * stays at about 1e-38. */
+INLINE vf vf_exp2(vf x) {
+    x = vf_max(x, vf_set(-126.0f));
+    const vf power = vf_round(x), r = vf_sub(x, power);
+    vf y = vf_set(1.535336188319500e-4f);
+    y = vf_fma(y, r, vf_set(1.339887440266574e-3f));
+    y = vf_fma(y, r, vf_set(9.618437357674640e-3f));
+    y = vf_fma(y, r, vf_set(5.550332471162809e-2f));
+    y = vf_fma(y, r, vf_set(2.402264791363012e-1f));
+    y = vf_fma(y, r, vf_set(6.931472028550421e-1f));
+    y = vf_fma(y, r, vf_set(1.0f));
     return vf_times_power(y, power);
 }
 
