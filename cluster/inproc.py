@@ -96,7 +96,7 @@ class InprocService:
         routers = ("inproc",)
         if worker.role is Role.PREFILL:
             config = self._plan.prefill_config(worker, routers)
-            runner = self._own(build_runner(config.engine, model, self._clock))
+            runner = self._own(build_runner(config.engine, model, self._clock, nice=config.nice))
             return await self._stack.enter_async_context(
                 PrefillApp(
                     config, model, runner, self._clock,

@@ -16,6 +16,7 @@ from engine.build import build_runner, prepare
 from engine.config import EngineConfig
 from engine.step import StepRunner
 from pdserve.clock import Clock
+from pdserve.cores import parse_cores
 from pdserve.prepared import PreparedModel
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def enter_prefill(
     """``over_ray``: one more way to its KV. Raises ConfigError or ModelFileError."""
     from prefill_worker.app import PrefillApp
 
-    model, runner = _open_engine(stack, config.engine, clock, progress)
+    model, runner = _open_engine(stack, config.engine, clock, progress, config.nice)
     app = await stack.enter_async_context(
         PrefillApp(config, model, runner, clock, over_ray=over_ray)
     )
@@ -87,10 +88,13 @@ async def enter_decode(
 
 
 def _open_engine(
-    stack: AsyncExitStack, config: EngineConfig, clock: Clock, progress: Progress
+    stack: AsyncExitStack, config: EngineConfig, clock: Clock, progress: Progress, nice: int = 0
 ) -> tuple[PreparedModel, StepRunner]:
-    """The stack closes the runner."""
+    """The stack closes the runner. This thread and those it starts from now on keep to the
+    engine's cores: whatever a worker does beside its steps must not disturb another's."""
     model = prepare(config, progress=progress)
-    runner = build_runner(config, model, clock)
+    runner = build_runner(config, model, clock, nice=nice)
+    if cores := parse_cores(config.cpus):
+        os.sched_setaffinity(0, cores)
     stack.push_async_callback(runner.close)
     return model, runner

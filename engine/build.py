@@ -38,8 +38,10 @@ def prepare(config: EngineConfig, progress: Callable[[str], None] | None = None)
     return prepare_model(config.model, config.dtype, weights=config.weights, progress=progress)
 
 
-def build_runner(config: EngineConfig, prepared: PreparedModel, clock: Clock) -> StepRunner:
-    """A runner with its KV memory.
+def build_runner(
+    config: EngineConfig, prepared: PreparedModel, clock: Clock, *, nice: int = 0
+) -> StepRunner:
+    """A runner with its KV memory. ``nice``: of the threads of a real engine, 0 to 19.
 
     Raises:
         ConfigError: options contradict each other, the model or the device; names them.
@@ -52,7 +54,7 @@ def build_runner(config: EngineConfig, prepared: PreparedModel, clock: Clock) ->
         return _build_simulated_runner(config, prepared, clock)
     from engine.model_runner import build_model_runner
 
-    return build_model_runner(config, prepared)
+    return build_model_runner(config, prepared, nice)
 
 
 def check_engine_config(config: EngineConfig) -> None:

@@ -6,8 +6,9 @@ One block is contiguous, in ``KVLayout.order``. The two after the last are never
 stays zero: batches of unequal length point there where a sequence has no block. The second is a
 sink: rows that pad a recorded step (decode_graphs.py) write there. Where none is recorded it is
 never touched and takes no memory. On a CPU the memory is
-a file without a name, which the road may show to another process (pdserve/memory_file.py). On
-another device blocks are copied through host memory (staged_blocks.py). Satisfies BlockBuffers.
+a file without a name, which the road may show to another process (pdserve/memory_file.py); pages of
+blocks that come next are made ahead of writers that ask for a ``view`` (fresh_pages.py). On another
+device blocks are copied through host memory (staged_blocks.py). Satisfies BlockBuffers.
 Knows nothing of who holds which block (block_pool.py). Not covered: device memory shared between
 processes.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import torch
 
 from engine.devices import wait_for_device
+from engine.fresh_pages import FreshPages
 from engine.staged_blocks import StagedBlocks
 from pdserve.memory_file import MemoryFile
 from pdserve.types import KVLayout
@@ -48,10 +50,12 @@ class KvCache:
         )  # fmt: skip
         self._bytes: memoryview | None = None
         self._file: MemoryFile | None = None
+        self._fresh: FreshPages | None = None
         if device.type == "cpu":
             size_bytes = (num_blocks + RESERVED_BLOCKS) * layout.block_bytes
             self._file = MemoryFile(size_bytes, "pdserve-kv")
             self._bytes = self._file.view
+            self._fresh = FreshPages(self._file.mapping, num_blocks, layout.block_bytes)
             self.blocks = torch.frombuffer(self._file.mapping, dtype=dtype).view(shape)
         else:
             self.blocks = torch.zeros(shape, dtype=dtype, device=device)
@@ -101,11 +105,15 @@ class KvCache:
             raise ValueError(f"no byte view of KV on {self._device}")
         if not 0 <= block_id < self._num_blocks:
             raise IndexError(f"block_id: {block_id}, the pool holds {self._num_blocks}")
+        if self._fresh is not None:
+            self._fresh.reached(block_id)
         start = block_id * self._layout.block_bytes
         return self._bytes[start : start + self._layout.block_bytes]
 
     def close(self) -> None:
-        """End the thread that copies, if there is one."""
+        """End the threads that copy or make pages, where there are any."""
+        if self._fresh is not None:
+            self._fresh.close()
         if self._copier is not None:
             self._copier.close()
 

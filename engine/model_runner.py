@@ -48,7 +48,8 @@ class ModelRunner:
     """Satisfies ``StepRunner``. One step at a time; ``close`` once.
 
     The constructor loads the weights and checks the kernels: seconds. ``cpus``: cores the engine
-    thread and its helpers stay on, empty for any.
+    thread and its helpers stay on, empty for any. ``nice``: how far they stand back from the other
+    threads of the host, 0 to 19.
 
     Raises:
         RuntimeError: the device cannot hold the weights or the pool (torch's own error).
@@ -64,6 +65,7 @@ class ModelRunner:
         block_size: int,
         num_threads: int,
         cpus: tuple[int, ...] = (),
+        nice: int = 0,
         native: str = "auto",
         attention: str = "auto",
         decode_graphs: bool = True,
@@ -76,7 +78,7 @@ class ModelRunner:
         )
         self._device = torch.device(device)
         self._num_threads = num_threads
-        self._thread = ThreadPoolExecutor(1, "engine", _enter_thread, (num_threads, cpus))
+        self._thread = ThreadPoolExecutor(1, "engine", _enter_thread, (num_threads, cpus, nice))
         try:
             self.buffers = KvCache(self.layout, num_blocks, self._device)
             self._model = self._thread.submit(
@@ -171,8 +173,10 @@ class ModelRunner:
             wait_for_device(self._device)
 
 
-def _enter_thread(num_threads: int, cpus: tuple[int, ...]) -> None:
-    """First thing in the engine thread; the threads torch starts from it inherit the cores."""
+def _enter_thread(num_threads: int, cpus: tuple[int, ...], nice: int) -> None:
+    """First thing in the engine thread; the threads started from it inherit cores and niceness."""
+    if nice:
+        os.nice(nice)  # on Linux that of this thread alone
     if cpus:
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(num_threads)
@@ -182,7 +186,7 @@ def _nothing() -> None:
     pass
 
 
-def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRunner:
+def build_model_runner(config: EngineConfig, prepared: PreparedModel, nice: int = 0) -> ModelRunner:
     """A warm runner with the KV memory the options ask for.
 
     Raises:
@@ -200,6 +204,7 @@ def build_model_runner(config: EngineConfig, prepared: PreparedModel) -> ModelRu
         block_size=config.block_size,
         num_threads=num_threads,
         cpus=cpus,
+        nice=nice,
         native=config.native,
         attention=config.attention,
         decode_graphs=config.decode_graphs == "on",

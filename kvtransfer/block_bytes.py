@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from kvtransfer.digest import PayloadChecksum, payload_checksum
+from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, BlockCopier, Lease
 from kvtransfer.transports.base import PayloadLane, Window
@@ -59,6 +60,16 @@ def lying_there(frame: Frame, window: Window) -> Fill:
         await window.read((frame.block_ids[index] * piece.nbytes,), (piece,))
 
     return fill
+
+
+def paced(fill: Fill, intake: IntakeBudget) -> Fill:
+    """Each block waits for its share of the budget: a frame may take several steps to go in."""
+
+    async def fill_in_turn(index: int, piece: memoryview) -> None:
+        await intake.take(piece.nbytes)
+        await fill(index, piece)
+
+    return fill_in_turn
 
 
 async def place_frame(

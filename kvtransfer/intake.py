@@ -1,11 +1,11 @@
 """How many bytes of arriving KV a decode worker takes in between two of its steps.
 
 Copying and checking KV shares the memory bandwidth and the event loop with running sequences; an
-unpaced burst makes their steps several times longer. Readers ``take`` before they place a frame,
-the worker calls ``refill`` at the end of each step. A frame larger than the budget passes when the
-budget is positive and leaves a debt, so the mean holds for any frame size.
+unpaced burst makes their steps several times longer. Readers ``take`` before they place a block,
+the worker calls ``refill`` at the end of each step. A block larger than what is left passes when
+that is positive and leaves a debt, so the mean holds for any block size.
 
-Knows neither frames nor steps. Order is first come, first served.
+Knows neither blocks nor steps. Order is first come, first served.
 """
 
 from __future__ import annotations

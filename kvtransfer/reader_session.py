@@ -16,7 +16,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from kvtransfer.block_bytes import Fill, carried, following, lying_there, place_frame
+from kvtransfer.block_bytes import (
+    Fill,
+    carried,
+    following,
+    lying_there,
+    paced,
+    place_frame,
+)
 from kvtransfer.codec import decode, encode
 from kvtransfer.config import TransferConfig
 from kvtransfer.converted_blocks import place_converted
@@ -189,8 +196,7 @@ class ReaderSession:
         source = self._ticket.layout
         num_bytes = source.num_blocks(frame.num_tokens) * source.block_bytes
         self._waits_for_peer = False
-        await intake.take(num_bytes)
-        await self._place(frame, lease)
+        await self._place(frame, lease, paced(self._fill(frame), intake))
         self._waits_for_peer = True
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
@@ -199,9 +205,8 @@ class ReaderSession:
             await self._send(Credit(num_bytes))
             self._credit_bytes += num_bytes
 
-    async def _place(self, frame: Frame, lease: Lease) -> None:
+    async def _place(self, frame: Frame, lease: Lease, fill: Fill) -> None:
         buffers, source, read_back = self._buffers, self._ticket.layout, self._config.read_back
-        fill = self._fill(frame)
         if source.first_difference(buffers.layout) is not None:
             await place_converted(
                 buffers, lease, source, frame, self._num_cached, fill, read_back=read_back

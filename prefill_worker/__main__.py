@@ -22,7 +22,7 @@ async def serve(config: PrefillConfig, grace_s: float) -> None:
     """Until a signal stops it, every router was left, or one refused it (raises)."""
     clock = MonotonicClock()
     model = prepare(config.engine)
-    runner = build_runner(config.engine, model, clock)
+    runner = build_runner(config.engine, model, clock, nice=config.nice)
     with stop_signals() as signals:
         async with PrefillApp(config, model, runner, clock) as app, asyncio.TaskGroup() as tasks:
             stopped = tasks.create_task(serve_until_stopped(app, signals, grace_s))

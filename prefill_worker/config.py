@@ -38,3 +38,8 @@ class PrefillConfig:
         Option("prompt tokens of one step, chunks of several prompts together; 0: one chunk",
                unit="tokens", low=0),
     ] = 0  # fmt: skip
+    nice: Annotated[
+        int,
+        Option("how far the compute threads stand back from everything else on their cores, which "
+               "a prompt hardly feels and a token on its way does", unit="nice", low=0, high=19),
+    ] = 10  # fmt: skip

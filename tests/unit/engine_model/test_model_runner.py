@@ -48,6 +48,25 @@ async def test_built_from_options(prepare_tiny: PrepareTiny, native: str, kernel
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
 
 
+@pytest.mark.parametrize("native", ["off", "on"])
+async def test_threads_that_compute_stand_back_and_no_others(
+    prepare_tiny: PrepareTiny, native: str
+) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    before = set(os.listdir("/proc/self/task"))
+    config = EngineConfig(kv_memory_mib=1.0, threads=2, native=native)
+    runner = build_model_runner(config, prepare_tiny(), nice=3)
+    try:
+        await StepDriver(runner).generate([1, 5, 9], SamplingParams(max_tokens=2))
+        started = {int(each) for each in set(os.listdir("/proc/self/task")) - before}
+        assert len(started) > 1
+        found = {os.getpriority(os.PRIO_PROCESS, each) for each in started}
+        assert found == {min(own + 3, 19)}
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    finally:
+        await runner.close()
+
+
 async def test_pool_is_not_larger_than_64_contexts(prepare_tiny: PrepareTiny) -> None:
     config = EngineConfig(max_model_len=100, block_size=16, threads=1)
     runner = build_model_runner(config, prepare_tiny())

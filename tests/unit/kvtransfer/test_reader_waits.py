@@ -6,6 +6,7 @@ import pytest
 
 from engine.block_pool import BlockLease
 from kvtransfer.config import TransferConfig
+from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import Credit, Finished, FinishedAtPrefill, Ready, Refused
 from pdserve.errors import (
     PeerSilent,
@@ -200,3 +201,21 @@ async def test_concurrent_reads_share_the_intake_in_order() -> None:
         pair.intake.set_unlimited(True)
         for task, export in zip(tasks, exports, strict=True):
             pair.take(await task, export)
+
+
+async def test_a_frame_goes_in_block_by_block_as_the_budget_allows() -> None:
+    async with kv_pair() as pair:
+        ticket = pair.ticket(NUM_TOKENS)
+        export = pair.offer_computed(ticket)
+        pair.intake = IntakeBudget(1)  # what is left of it lets one block pass
+        pair.intake.set_unlimited(False)
+        block_bytes = pair.source.layout.block_bytes
+        task = pair.redeem(ticket)
+        num_blocks = pair.source.layout.num_blocks(NUM_TOKENS)
+        for number in range(1, num_blocks + 1):
+            while pair.intake.num_waiting == 0 and not task.done():
+                await settle()
+            assert pair.intake.bytes_taken == number * block_bytes
+            for _ in range(block_bytes):  # the debt
+                pair.intake.refill()
+        pair.take(await task, export)
