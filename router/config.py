@@ -71,6 +71,16 @@ class RouterConfig:
             high=1000,
         ),
     ] = 2.0
+    dispatch_window_ms: Annotated[
+        float,
+        Option(
+            "and while what is left takes it less than this, as far as can be told: covers the way"
+            " of its reports to the router",
+            unit="ms",
+            low=0,
+            high=10_000,
+        ),
+    ] = 10.0
     route_policy: Annotated[
         str,
         Option(

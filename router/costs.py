@@ -40,14 +40,24 @@ class DecodeParts(NamedTuple):
         return self.step_s + self.others_s + self.transfer_s + self.parking_s
 
 
+def ahead_s(columns: Columns) -> Column:
+    """Until each worker has computed the prompts that are there."""
+    ahead = columns.uncomputed_tokens
+    num_chunks = np.ceil(ahead / columns.chunk_tokens)
+    return columns.prefill_fixed_s * num_chunks + columns.prefill_per_token_s * ahead
+
+
 def prefill_parts(columns: Columns, num_tokens: int, cached: Column) -> PrefillParts:
     """Of a context of so many tokens, of which ``cached`` are there already (a row each)."""
-    fixed, linear = columns.prefill_fixed_s, columns.prefill_per_token_s
-    ahead, chunk = columns.uncomputed_tokens, columns.chunk_tokens
+    fixed, linear, chunk = (
+        columns.prefill_fixed_s,
+        columns.prefill_per_token_s,
+        columns.chunk_tokens,
+    )
     start = computable(cached, num_tokens, columns.block_size)
     left = num_tokens - start
     return PrefillParts(
-        fixed * np.ceil(ahead / chunk) + linear * ahead,
+        ahead_s(columns),
         fixed * np.ceil(left / chunk)
         + linear * left
         + columns.prefill_per_squared_token_s * (num_tokens**2 - start**2),

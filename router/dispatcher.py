@@ -51,6 +51,7 @@ class Dispatcher:
         self._homes = SessionHomes()
         self._limits = PolicyLimits(
             dispatch_window_chunks=config.dispatch_window_chunks,
+            dispatch_window_s=config.dispatch_window_ms / 1000,
             hung_after_s=config.worker_loss_s / 2,
             colocated=config.is_colocated,
             policy=RoutePolicy(config.route_policy),

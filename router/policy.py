@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.types import WorkerId
-from router.costs import computable, decode_parts, prefill_parts
+from router.costs import ahead_s, computable, decode_parts, prefill_parts
 from router.fleet import Column, Fleet, Mask, Rows, WorkerRef, WorkerView
 from router.local_prefill import LocalLimits, PrefillPlace, Where, local_reason
 from router.route_policy import RoutePolicy
@@ -60,6 +60,7 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class PolicyLimits:
     dispatch_window_chunks: float = 2.0
+    dispatch_window_s: float = 0.0
     hung_after_s: float = 5.0  # step age from which a worker gets nothing new
     colocated: bool = False
     policy: RoutePolicy = RoutePolicy.COST
@@ -167,12 +168,15 @@ class _Look:
         return None
 
     def prefill_has_room(self) -> Mask:
-        """Within the dispatch window, and blocks for the whole context are free."""
-        columns = self.columns
-        window = self.limits.dispatch_window_chunks * columns.chunk_tokens
-        return self._has_blocks(self.demand.num_context_tokens) & (
-            columns.uncomputed_tokens < window
-        )
+        """Within the dispatch window, and blocks for the whole context are free.
+
+        The window is a number of chunks, or a time if that is more: a worker that computes two
+        chunks sooner than word of it comes here would wait for every prompt.
+        """
+        columns, limits = self.columns, self.limits
+        few = columns.uncomputed_tokens < limits.dispatch_window_chunks * columns.chunk_tokens
+        brief = ahead_s(columns) < limits.dispatch_window_s
+        return self._has_blocks(self.demand.num_context_tokens) & (few | brief)
 
     def decode_has_room(self) -> Mask:
         """A place among its legs, and blocks for the context and one token more are free."""

@@ -56,7 +56,7 @@ async def test_busy_worker_is_passed_over_for_another() -> None:
 
 
 async def test_a_request_that_met_busy_goes_before_those_that_wait() -> None:
-    async with RouterBench() as bench:
+    async with RouterBench(dispatch_window_ms=0.0) as bench:
         prefill, decode = await bench.join_pair()
         await prefill.report(queued_tokens=31)  # room for one more
         first = bench.start(max_tokens=1, request_id="first")

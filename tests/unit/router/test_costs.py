@@ -160,3 +160,26 @@ def test_a_session_keeps_its_workers_while_they_have_room() -> None:
     fleet = Fleet.of(views)
     assert place(demand, fleet, wide) == Placement(views[1].ref, views[3].ref)
     assert place(demand, fleet, narrow) == Placement(views[0].ref, views[3].ref)
+
+
+def test_the_window_of_a_fast_worker_is_a_time() -> None:
+    """Two chunks of work that are done before the router hears of it keep nobody from coming."""
+    seconds_a_token = {"slow": 1e-4, "fast": 1e-6}
+    limits = PolicyLimits(dispatch_window_s=0.01)
+    for speed, expected in (("slow", False), ("fast", True)):
+        cost = StepCost(PrefillCost(0.0, seconds_a_token[speed], 0.0), COST.decode)
+        ahead = 3 * LIMITS.chunk_tokens
+        fleet = Fleet.of([view("P0", cost, queued_tokens=ahead), view("D0", cost)])
+        assert isinstance(place(DEMAND, fleet, limits), Placement) is expected, speed
+        assert not isinstance(place(DEMAND, fleet, PolicyLimits()), Placement), "chunks alone"
+
+
+def test_the_window_in_time_has_an_end() -> None:
+    cost = StepCost(PrefillCost(0.0, 1e-6, 0.0), COST.decode)
+    limits = PolicyLimits(dispatch_window_s=0.01)
+    within, beyond = (
+        Fleet.of([view("P0", cost, queued_tokens=tokens), view("D0", cost)])
+        for tokens in (9_990, 10_010)
+    )
+    assert isinstance(place(DEMAND, within, limits), Placement)
+    assert not isinstance(place(DEMAND, beyond, limits), Placement)

@@ -26,7 +26,7 @@ def cancel_all(readers: list[Reader]) -> None:
 
 
 async def test_the_window_holds_back_what_a_prefill_worker_cannot_start_soon() -> None:
-    async with RouterBench() as bench:
+    async with RouterBench(dispatch_window_ms=0.0) as bench:
         prefill = await bench.join("P1", Role.PREFILL)  # chunk 16, window 32
         for name in "abc":
             bench.start([1] * 20, max_tokens=1, request_id=name)
@@ -311,7 +311,7 @@ async def test_a_router_that_closes_leaves_nothing_running() -> None:
 
 
 async def test_colocated_workers_get_prompts_within_the_window_too() -> None:
-    async with RouterBench(mode="colocated") as bench:
+    async with RouterBench(dispatch_window_ms=0.0, mode="colocated") as bench:
         decode = await bench.join("D1", Role.DECODE)
         for name in "abc":
             bench.start([1] * 20, request_id=name)
