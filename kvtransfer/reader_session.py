@@ -89,7 +89,9 @@ class ReaderSession:
         self._receiving: asyncio.Task[bytes | memoryview] | None = None
         self._num_cached = 0  # tokens that were here before the read
         self._position = 0  # tokens that are here, from the start
-        self._credit_bytes = 0  # what the holder may still send
+        self._full_credit_bytes = max(config.credit_bytes, ticket.layout.block_bytes)
+        self._credit_bytes = self._full_credit_bytes  # what the holder may still send
+        self._placed_bytes = 0  # of what came, not credited yet
         self._num_bytes = 0
         self._digest = ReadDigest()
         self._first_frame_s: float | None = None
@@ -173,7 +175,6 @@ class ReaderSession:
         return cached - cached % self._ticket.layout.block_size
 
     async def _accept(self) -> None:
-        self._credit_bytes = max(self._config.credit_bytes, self._ticket.layout.block_bytes)
         in_place = self._connection.window is not None
         await self._send(Accept(self._position, self._credit_bytes, in_place))
 
@@ -201,7 +202,14 @@ class ReaderSession:
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
         self._num_bytes += num_bytes
+        self._placed_bytes += num_bytes
         if self._position < self._ticket.num_tokens:
+            await self._give_credit()
+
+    async def _give_credit(self) -> None:
+        """Once half of all credit is used: each message wakes the holder, often on this core."""
+        if 2 * self._placed_bytes >= self._full_credit_bytes:
+            num_bytes, self._placed_bytes = self._placed_bytes, 0
             await self._send(Credit(num_bytes))
             self._credit_bytes += num_bytes
 

@@ -43,6 +43,19 @@ async def test_the_messages_of_a_read_are_these() -> None:
     assert tap.names() == MESSAGES
 
 
+async def test_credit_is_given_back_when_half_of_it_is_used() -> None:
+    tap = Tap()
+    config = TransferConfig(max_frame_bytes=BLOCK, credit_bytes=4 * BLOCK)
+    async with kv_pair(config=config, wrap=tap.wrap_dialer) as pair:
+        ticket = pair.ticket(NUM_TOKENS)
+        export = pair.offer_computed(ticket)
+        pair.take(await pair.redeem(ticket), export)
+        await export.outcome()
+    assert [name for name in tap.names() if name in ("Frame", "Credit", "Commit")] == [
+        "Frame", "Frame", "Credit", "Frame", "Frame", "Commit",
+    ]  # fmt: skip
+
+
 @each_transport()
 @pytest.mark.parametrize("number", BEFORE_ACK)
 async def test_the_reader_dies(transport: str, number: int) -> None:

@@ -176,7 +176,8 @@ async def test_credit_comes_back_only_after_the_intake_took_the_bytes() -> None:
         await reader.say(commit(ticket))
 
     read = Read(script)
-    async with kv_pair(wrap_handler=read.holder) as pair:
+    config = TransferConfig(credit_bytes=2 * BLOCK)
+    async with kv_pair(config=config, wrap_handler=read.holder) as pair:
         pair.intake.set_unlimited(False)
         await pair.intake.take(2 << 30)  # nothing is left of this step's budget
         task = asyncio.create_task(read.redeem(pair))
