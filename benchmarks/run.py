@@ -41,6 +41,7 @@ SCENARIOS = (
     "ledger",
     "kernels",
     "ray_kv",
+    "kv_coding",
 )
 
 

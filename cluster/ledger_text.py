@@ -54,9 +54,13 @@ def kv_line(timing: RequestTiming) -> str:
         return f"KV: none, computed and used on {where}"
     return (
         f"KV: {timing.kv_bytes:,} bytes from {timing.prefill_worker} to {timing.decode_worker} "
-        f"({timing.kv_tokens} tokens, {timing.kv_transport}, {_ms(timing.kv_transfer_s)} ms)"
+        f"({timing.kv_tokens} tokens, {_way(timing)}, {_ms(timing.kv_transfer_s)} ms)"
         + (f"; {kept}" if timing.kv_cached_tokens else "")
     )
+
+
+def _way(timing: RequestTiming) -> str:
+    return timing.kv_transport + (f" as {timing.kv_coding}" if timing.kv_coding else "")
 
 
 def _sum(parts: Mapping[str, float]) -> str:

@@ -18,6 +18,7 @@ from decode_worker.worker import DecodeWorker
 from engine.block_pool import BlockPool
 from engine.build import max_model_len
 from engine.step import StepRunner
+from kvtransfer.coding import EXACT
 from kvtransfer.importer import Importer
 from kvtransfer.transports.base import Dialer
 from pdserve.clock import Clock
@@ -124,6 +125,7 @@ class DecodeApp:
 
 def _hello(config: DecodeConfig, model: PreparedModel, runner: StepRunner) -> Hello:
     incarnation = uuid.uuid4().hex
+    asked = config.transfer.kv_in_flight
     worker_id = config.worker_id or f"decode-{socket.gethostname()}-{incarnation[:6]}"
     return Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -142,4 +144,5 @@ def _hello(config: DecodeConfig, model: PreparedModel, runner: StepRunner) -> He
         ),
         endpoints=(),
         device=runner.device,
+        kv_codings=() if asked == EXACT else (asked,),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from decode_worker.leg import DecodeLeg
 from engine.loop import StepTiming
+from kvtransfer.coding import EXACT
 from pdserve.tracing import Tracer
 from pdserve.types import KvTiming
 
@@ -17,6 +18,7 @@ def record_transfer(tracer: Tracer, leg: DecodeLeg, timing: KvTiming, now_s: flo
         leg.attempt.request.traceparent, "kv.transfer", now_s - timing.transfer_s, now_s,
         attributes={
             "pdserve.kv_transport": timing.transport,
+            "pdserve.kv_coding": timing.coding or EXACT,
             "pdserve.kv_bytes": timing.num_bytes,
             "pdserve.kv_tokens": timing.num_tokens,
             "pdserve.cached_tokens": timing.num_cached_tokens,

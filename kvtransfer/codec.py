@@ -188,7 +188,10 @@ _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {
     Open: _decode_open,
     Ready: lambda fields: Ready(fields.count("num_tokens")),
     Accept: lambda fields: Accept(
-        fields.count("from_token"), fields.count("credit_bytes"), fields.flag("in_place")
+        fields.count("from_token"),
+        fields.count("credit_bytes"),
+        fields.flag("in_place"),
+        fields.text("coding"),
     ),
     Commit: _decode_commit,
     Ack: lambda fields: Ack(),

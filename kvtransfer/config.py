@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from kvtransfer.coding import CODINGS, EXACT
 from pdserve.config import Option
 from pdserve.errors import ConfigError
 from pdserve.types import KVLayout
@@ -21,6 +22,13 @@ class TransferConfig:
                "auto: all of them. A prefill worker offers these, fastest first, and a decode "
                "worker takes the first of them that it may use and can reach"),
     ] = "auto"  # fmt: skip
+    kv_in_flight: Annotated[
+        str,
+        Option("how a decode worker asks for KV: exact, as it is; or 8 bits a value, with an error "
+               "(docs/decisions/0015): int8, or fp8 (e4m3). Where it reads a holder's memory "
+               "itself (shm) nothing travels, and KV is exact",
+               choices=(EXACT, *CODINGS)),
+    ] = EXACT  # fmt: skip
     max_frame_bytes: Annotated[
         int, Option("most KV in one frame; one block if that is larger", unit="bytes", low=1)
     ] = 4 * MIB

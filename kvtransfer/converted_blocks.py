@@ -1,23 +1,34 @@
-"""A frame of the holder's layout into a reader's blocks of another one.
+"""A frame of the holder's layout, or of a coding of it, into a reader's blocks of its own.
 
-The payload goes into host memory first and is checked there; then it is converted into the blocks.
-Own blocks begin and end elsewhere than the holder's, so on a device those that a frame touches are
-copied out, filled up and copied in again.
+The payload goes into host memory first and is checked there; then it is expanded if it is coded,
+and converted into the blocks. Own blocks begin and end elsewhere than the holder's, so on a device
+those that a frame touches are copied out, filled up and copied in again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtransfer.block_bytes import Fill, fill_checked
+from kvtransfer.coding import EXACT, coded_block_bytes
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, Lease
 from pdserve.errors import FrameCorrupt
 from pdserve.types import KVLayout
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """What the payloads of a read are: blocks of ``layout``, each in the form of ``coding``."""
+
+    layout: KVLayout
+    coding: str = EXACT
+
+
 async def place_converted(
     buffers: BlockBuffers,
     lease: Lease,
-    source: KVLayout,
+    arriving: Arriving,
     frame: Frame,
     first_wanted: int,
     fill: Fill,
@@ -32,10 +43,16 @@ async def place_converted(
         EngineFailure: the device failed to copy.
         PeerUnreachable: the holder is gone.
     """
-    size = source.block_bytes
-    staged = memoryview(bytearray(source.num_blocks(frame.num_tokens) * size))
-    pieces = [staged[start : start + size] for start in range(0, len(staged), size)]
+    source, coding = arriving.layout, arriving.coding
+    num_blocks = source.num_blocks(frame.num_tokens)
+    pieces = _pieces(num_blocks, coded_block_bytes(source, coding))
     await fill_checked(pieces, frame, fill)
+    if coding != EXACT:
+        # torch is imported where KV is converted: a process that never does need not have it.
+        from kvtransfer.compress import expand
+
+        coded, pieces = pieces, _pieces(num_blocks, source.block_bytes)
+        expand(source, coding, coded, pieces)
     tokens = range(max(frame.first_token, first_wanted), frame.first_token + frame.num_tokens)
     if tokens:
         await _write(buffers, lease, source, pieces, frame, tokens, read_back=read_back)
@@ -51,7 +68,6 @@ async def _write(
     *,
     read_back: bool,
 ) -> None:
-    # torch is imported where KV is converted: a process that never does need not have it.
     from kvtransfer.convert import BlockRun, copy_tokens
 
     own, copier = buffers.layout, buffers.copier
@@ -78,3 +94,9 @@ async def _write(
                 raise FrameCorrupt(f"frame {frame.seq}: {buffers.device} holds something else")
     finally:
         lease.unpin()
+
+
+def _pieces(num_blocks: int, size: int) -> list[memoryview]:
+    """New host memory for so many blocks."""
+    staged = memoryview(bytearray(num_blocks * size))
+    return [staged[start : start + size] for start in range(0, len(staged), size)]

@@ -25,7 +25,7 @@ import xxhash
 
 from pdserve.errors import FrameCorrupt
 
-VERSION = 2  # of the envelope: block_ids and in_place came with 2
+VERSION = 3  # of the envelope: block_ids and in_place came with 2, coding with 3
 MAGIC = b"KV"
 MAX_HEADER_BYTES = 64 * 1024
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
+from kvtransfer.coding import CODINGS, EXACT, coded_block_bytes
 from kvtransfer.config import TransferConfig
 from kvtransfer.digest import ReadDigest, payload_checksum
 from kvtransfer.export import Export
@@ -48,6 +49,7 @@ from pdserve.errors import (
     TicketUnknown,
 )
 from pdserve.log import event_log
+from pdserve.types import KVLayout
 
 MAX_LENT_BLOCKS = 4096  # named in one frame: its header has a limit
 
@@ -75,6 +77,8 @@ class HolderSession:
         self._position: int | None = None  # next token to send; None before Accept
         self._credit_bytes = 0
         self._in_place = False
+        self._coding = EXACT
+        self._block_bytes = buffers.layout.block_bytes  # of one block as it is sent
         self._lent = LentBlocks()
         self._seq = 0
         self._digest = ReadDigest()
@@ -180,6 +184,8 @@ class HolderSession:
             pieces = await block_pieces(self._buffers, block_ids)
             if self._over:
                 return  # cut while the device copied
+            if self._coding != EXACT:
+                pieces = (_compressed(layout, self._coding, pieces, end - start),)
             frame = self._frame(export, start, end, pieces)
             if self._in_place:
                 self._lent.lend(export.lease, frame.payload_len)
@@ -217,7 +223,7 @@ class HolderSession:
             num_layers=layout.num_layers,
             first_head=layout.first_kv_head,
             num_heads=layout.num_kv_heads,
-            dtype=layout.dtype,
+            dtype=layout.dtype if self._coding == EXACT else self._coding,
             xxh3=payload_checksum(pieces),
             pieces=pieces,
         )
@@ -271,12 +277,19 @@ class HolderSession:
 
     def _start_sending(self, accept: Accept, export: Export) -> None:
         layout = self._buffers.layout
-        if accept.credit_bytes < layout.block_bytes:
+        if accept.coding not in (EXACT, *CODINGS):
+            self._end(ProtocolError(f"coding {accept.coding!r} is not known here"))
+            return
+        self._coding = accept.coding
+        self._block_bytes = coded_block_bytes(layout, accept.coding)
+        if accept.credit_bytes < self._block_bytes:
             self._end(ProtocolError(f"credit_bytes {accept.credit_bytes} is less than one block"))
         elif accept.from_token % layout.block_size or accept.from_token > export.num_tokens:
             self._end(FrameCorrupt(f"from_token {accept.from_token} is no block boundary"))
         elif accept.in_place and self._buffers.memory_fd is None:
             self._end(ProtocolError("in_place: these blocks cannot be read in place"))
+        elif accept.in_place and accept.coding != EXACT:
+            self._end(ProtocolError("in_place: blocks read in place are exact"))
         else:
             self._position = accept.from_token
             self._credit_bytes = accept.credit_bytes
@@ -294,11 +307,20 @@ class HolderSession:
     def _end_of_frame(self, start: int, export: Export) -> int:
         """Token at which a frame from ``start`` ends; at most ``start`` if none can be sent now."""
         layout = self._buffers.layout
-        num_blocks = max(1, self._config.max_frame_bytes // layout.block_bytes)
-        num_blocks = min(num_blocks, self._credit_bytes // layout.block_bytes)
+        num_blocks = max(1, self._config.max_frame_bytes // self._block_bytes)
+        num_blocks = min(num_blocks, self._credit_bytes // self._block_bytes)
         if self._in_place:
             num_blocks = min(num_blocks, MAX_LENT_BLOCKS)
         computed = export.num_computed
         if computed < export.num_tokens:
             computed -= computed % layout.block_size
         return min(computed, start + num_blocks * layout.block_size)
+
+
+def _compressed(
+    layout: KVLayout, coding: str, pieces: tuple[memoryview, ...], num_tokens: int
+) -> memoryview:
+    # torch is imported where KV is coded: a process that never does need not have it.
+    from kvtransfer.compress import compress
+
+    return compress(layout, coding, pieces, num_tokens)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtransfer.coding import EXACT
 from pdserve.errors import TransferError, all_errors
 from pdserve.types import KVLayout, TicketId, TokenLogprobs, WorkerId
 
@@ -43,11 +44,13 @@ class Accept:
     """The reader has blocks: send from this token, a block boundary, within the credit.
 
     ``in_place``: frames shall name blocks, which the reader reads itself, instead of carrying them.
+    ``coding``: how they shall carry them (coding.py); in place they are as they are.
     """
 
     from_token: int
     credit_bytes: int
     in_place: bool = False
+    coding: str = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Frame:
     one view of the received message when received. A frame in place has no pieces but
     ``block_ids``, numbers of the holder's blocks: they stay as they are until its bytes are
     credited or the read is over. One received over a connection with a lane has ``bytes_to_come``
-    instead of pieces.
+    instead of pieces. ``dtype``: of the payload's values; of coded ones the name of the coding.
     """
 
     ticket_id: TicketId

@@ -25,8 +25,9 @@ from kvtransfer.block_bytes import (
     place_frame,
 )
 from kvtransfer.codec import decode, encode
+from kvtransfer.coding import EXACT, coded_block_bytes
 from kvtransfer.config import TransferConfig
-from kvtransfer.converted_blocks import place_converted
+from kvtransfer.converted_blocks import Arriving, place_converted
 from kvtransfer.digest import ReadDigest
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import (
@@ -89,7 +90,9 @@ class ReaderSession:
         self._receiving: asyncio.Task[bytes | memoryview] | None = None
         self._num_cached = 0  # tokens that were here before the read
         self._position = 0  # tokens that are here, from the start
-        self._full_credit_bytes = max(config.credit_bytes, ticket.layout.block_bytes)
+        self._coding = EXACT if connection.window is not None else config.kv_in_flight
+        self._block_bytes = coded_block_bytes(ticket.layout, self._coding)  # as they come
+        self._full_credit_bytes = max(config.credit_bytes, self._block_bytes)
         self._credit_bytes = self._full_credit_bytes  # what the holder may still send
         self._placed_bytes = 0  # of what came, not credited yet
         self._num_bytes = 0
@@ -176,7 +179,7 @@ class ReaderSession:
 
     async def _accept(self) -> None:
         in_place = self._connection.window is not None
-        await self._send(Accept(self._position, self._credit_bytes, in_place))
+        await self._send(Accept(self._position, self._credit_bytes, in_place, self._coding))
 
     async def _receive_frames(self, lease: Lease, intake: IntakeBudget) -> Commit:
         while True:
@@ -194,8 +197,7 @@ class ReaderSession:
         if self._first_frame_s is None:
             self._first_frame_s = self._clock.now()
         self._check(frame)
-        source = self._ticket.layout
-        num_bytes = source.num_blocks(frame.num_tokens) * source.block_bytes
+        num_bytes = self._ticket.layout.num_blocks(frame.num_tokens) * self._block_bytes
         self._waits_for_peer = False
         await self._place(frame, lease, paced(self._fill(frame), intake))
         self._waits_for_peer = True
@@ -215,10 +217,11 @@ class ReaderSession:
 
     async def _place(self, frame: Frame, lease: Lease, fill: Fill) -> None:
         buffers, source, read_back = self._buffers, self._ticket.layout, self._config.read_back
-        if source.first_difference(buffers.layout) is not None:
+        if self._coding != EXACT or source.first_difference(buffers.layout) is not None:
             await place_converted(
-                buffers, lease, source, frame, self._num_cached, fill, read_back=read_back
-            )
+                buffers, lease, Arriving(source, self._coding), frame, self._num_cached, fill,
+                read_back=read_back,
+            )  # fmt: skip
             return
         first_block = self._position // source.block_size
         blocks = range(first_block, first_block + source.num_blocks(frame.num_tokens))
@@ -242,7 +245,7 @@ class ReaderSession:
             "num_layers": layout.num_layers,
             "first_head": layout.first_kv_head,
             "num_heads": layout.num_kv_heads,
-            "dtype": layout.dtype,
+            "dtype": layout.dtype if self._coding == EXACT else self._coding,
         }
         for name, value in expected.items():
             if getattr(frame, name) != value:
@@ -255,10 +258,10 @@ class ReaderSession:
         in_place = self._connection.window is not None
         if len(frame.block_ids) != num_blocks * in_place:
             raise FrameCorrupt(f"frame block_ids are {len(frame.block_ids)} of {num_blocks}")
-        payload_len = num_blocks * layout.block_bytes
+        payload_len = num_blocks * self._block_bytes
         if frame.payload_len != payload_len * (not in_place):
             raise FrameCorrupt(f"frame payload is {frame.payload_len} bytes, not {payload_len}")
-        limit = min(self._config.max_payload_bytes(layout), self._credit_bytes)
+        limit = min(max(self._config.max_frame_bytes, self._block_bytes), self._credit_bytes)
         if payload_len > limit:
             raise FrameCorrupt(f"frame payload is {payload_len} bytes, limit or credit is {limit}")
         self._credit_bytes -= payload_len
@@ -287,6 +290,7 @@ class ReaderSession:
             self._num_bytes,
             now - started_s,
             self._num_cached,
+            "" if self._coding == EXACT else self._coding,
         )
 
     async def _send(self, message: KvMessage) -> None:

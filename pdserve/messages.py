@@ -29,7 +29,7 @@ from pdserve.types import (
     WorkerStatus,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 # --- router -> worker -------------------------------------------------------------------------
@@ -116,6 +116,9 @@ class Hello:
     limits: WorkerLimits
     endpoints: tuple[Endpoint, ...]  # where this worker's KV can be read; empty for decode
     device: str  # for people: "cpu, 1 thread", "cuda:0 NVIDIA H100"
+    # Codings of KV in flight beside "exact": those a prefill worker can send, the one that a decode
+    # worker asks for.
+    kv_codings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

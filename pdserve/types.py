@@ -307,6 +307,7 @@ class KvTiming:
     num_bytes: int = 0
     transfer_s: float = 0.0  # first frame received -> commit verified
     num_cached_tokens: int = 0  # of the context, that the decode worker had already
+    coding: str = ""  # "int8" or "fp8" if it came in 8 bits a value; empty: as it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +324,7 @@ class RequestTiming:
     first_token_send`` is the TTFT of a streaming client but for its own connection;
     ``kv_exposed + decode_queue + decode_first_step + token_return`` is the gap between token 1 and
     token 2 at the router. Remainders (the ``*_return`` parts and ``first_token_send``) are
-    differences of two stamps of the router's clock, less what is told by the other parts.
-    docs/ledger.md says where each part begins and ends.
+    differences of two stamps of the router's clock, less the other parts (docs/ledger.md).
     """
 
     receive_s: float = 0.0  # the request's arrival at the face -> read and understood
@@ -337,6 +337,7 @@ class RequestTiming:
     kv_bytes: int = 0
     kv_tokens: int = 0
     kv_transport: str = ""
+    kv_coding: str = ""  # "int8" or "fp8" if it travelled in 8 bits a value; empty: exact
     kv_transfer_s: float = 0.0
     kv_exposed_s: float = 0.0  # first token at the router -> committed at the router
     decode_queue_s: float = 0.0

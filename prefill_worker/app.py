@@ -18,6 +18,7 @@ from types import TracebackType
 from engine.block_pool import BlockPool
 from engine.build import check_engine_config, max_model_len
 from engine.step import StepRunner
+from kvtransfer.coding import CODINGS
 from kvtransfer.exporter import Exporter
 from kvtransfer.transports.base import Listener
 from pdserve.clock import Clock
@@ -159,6 +160,7 @@ class PrefillApp:
             limits=limits,
             endpoints=endpoints,
             device=self._runner.device,
+            kv_codings=CODINGS,
         )
 
     async def _close_listeners(self) -> None:

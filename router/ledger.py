@@ -119,6 +119,7 @@ class Ledger:
             kv_bytes=self._kv.num_bytes,
             kv_tokens=self._kv.num_tokens,
             kv_transport=self._kv.transport,
+            kv_coding=self._kv.coding,
             kv_transfer_s=self._kv.transfer_s,
             kv_exposed_s=exposed_s,
             decode_queue_s=decode_queue_s,

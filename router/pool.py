@@ -228,6 +228,7 @@ class WorkerPool:
         for other in self._sessions.values():
             if other.role is hello.role or other.ref.worker_id == hello.worker_id:
                 continue
+            _check_codings(hello, other.hello)
             if (field := _obstacle(hello, other.hello)) is not None:
                 raise IncompatibleWorker(
                     f"layout.{field} is {getattr(hello.layout, field)}, that of"
@@ -330,3 +331,14 @@ def _obstacle(one: Hello, other: Hello) -> str | None:
     """Field of the layout by which the one's KV cannot go from prefill to decode, or None."""
     prefill, decode = (one, other) if one.role is Role.PREFILL else (other, one)
     return prefill.layout.first_obstacle(decode.layout)
+
+
+def _check_codings(one: Hello, other: Hello) -> None:
+    """Raises IncompatibleWorker: the decode worker asks for KV that the prefill one cannot send."""
+    prefill, decode = (one, other) if one.role is Role.PREFILL else (other, one)
+    for coding in decode.kv_codings:
+        if coding not in prefill.kv_codings:
+            raise IncompatibleWorker(
+                f"kv_codings: decode worker {decode.worker_id} asks for {coding}, prefill worker"
+                f" {prefill.worker_id} sends {', '.join(('exact', *prefill.kv_codings))}"
+            )

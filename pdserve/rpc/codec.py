@@ -150,6 +150,7 @@ def _hello_to_pb(hello: Hello) -> pb.Hello:
         limits=values.limits_to_pb(hello.limits),
         endpoints=values.endpoints_to_pb(hello.endpoints),
         device=hello.device,
+        kv_codings=hello.kv_codings,
     )
 
 
@@ -166,6 +167,7 @@ def _hello_from_pb(message: pb.Hello) -> Hello:
         limits=values.limits_from_pb(message.limits),
         endpoints=values.endpoints_from_pb(message.endpoints),
         device=message.device,
+        kv_codings=tuple(message.kv_codings),
     )
 
 

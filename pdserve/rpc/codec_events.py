@@ -136,6 +136,7 @@ def _committed_to_pb(event: Committed) -> session_pb.Committed:
             num_bytes=timing.num_bytes,
             transfer_s=timing.transfer_s,
             num_cached_tokens=timing.num_cached_tokens,
+            coding=timing.coding,
         ),
     )
 
@@ -153,6 +154,7 @@ def _committed_from_pb(message: session_pb.Committed) -> Committed:
             num_bytes=timing.num_bytes,
             transfer_s=timing.transfer_s,
             num_cached_tokens=timing.num_cached_tokens,
+            coding=timing.coding,
         ),
     )
 

@@ -90,7 +90,7 @@ class ResendCache(_message.Message):
     def __init__(self) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "model_name", "model_fingerprint", "layout", "limits", "endpoints", "device")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "model_name", "model_fingerprint", "layout", "limits", "endpoints", "device", "kv_codings")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class Hello(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    KV_CODINGS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: str
@@ -111,7 +112,8 @@ class Hello(_message.Message):
     limits: _types_pb2.WorkerLimits
     endpoints: _containers.RepeatedCompositeFieldContainer[_types_pb2.Endpoint]
     device: str
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., layout: _Optional[_Union[_types_pb2.KvLayout, _Mapping]] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
+    kv_codings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., layout: _Optional[_Union[_types_pb2.KvLayout, _Mapping]] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., device: _Optional[str] = ..., kv_codings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StepReport(_message.Message):
     __slots__ = ("events", "status", "cache")

@@ -33,7 +33,7 @@ _GRPC_HOMES = ("pdserve/rpc/*", "pdserve/v1/*", "kvtransfer/transports/grpc*")
 
 # Where each library may be imported. A library that is not here may not be imported at all.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
-    "torch": ("engine/*", "kvtransfer/convert.py"),
+    "torch": ("engine/*", "kvtransfer/compress.py", "kvtransfer/convert.py"),
     "triton": ("engine/triton_decode.py",),
     "numpy": ("engine/*", "kvtransfer/*", "router/*"),
     "gguf": ("engine/modelfiles/*",),

@@ -11,7 +11,7 @@ from pdserve.types import KVLayout
 def test_every_option_has_help_and_a_unit() -> None:
     for field in option_fields(TransferConfig):
         assert field.option.help
-        plain = field.name in ("read_back", "kv_transports")
+        plain = field.name in ("read_back", "kv_transports", "kv_in_flight")
         assert field.option.unit in ("bytes", "s") or plain, field.name
 
 

@@ -8,7 +8,7 @@ from kvtransfer.envelope import MAX_HEADER_BYTES, seal, unseal
 from pdserve.errors import FrameCorrupt
 
 
-def raw(header: bytes, *, magic: bytes = b"KV", version: int = 2, type_number: int = 6) -> bytes:
+def raw(header: bytes, *, magic: bytes = b"KV", version: int = 3, type_number: int = 6) -> bytes:
     """An envelope written from the protocol's text, with a right checksum."""
     prefix = magic + bytes([version, type_number]) + struct.pack("<I", len(header))
     return prefix + struct.pack("<Q", xxhash.xxh3_64_intdigest(prefix + header)) + header
@@ -30,7 +30,7 @@ def test_what_was_sealed_is_unsealed() -> None:
     ("data", "named"),
     [
         (raw(b"\x80", magic=b"KW"), "magic"),
-        (raw(b"\x80", version=3), "version is 3"),
+        (raw(b"\x80", version=4), "version is 4"),
         (raw(b"\x80" * (MAX_HEADER_BYTES + 1)), "header length is 65537"),
         (raw(b"\x90"), "not a map"),
         (raw(b""), "not msgpack"),

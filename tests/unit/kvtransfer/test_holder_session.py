@@ -113,6 +113,8 @@ OUT_OF_ORDER: list[tuple[str, list[KvMessage]]] = [
     ("first", [Accept(0, BLOCK - 1)]),
     ("first", [Accept(2, BLOCK)]),
     ("first", [Accept(8, BLOCK)]),
+    ("first", [Accept(0, 100 * BLOCK, coding="int4")]),
+    ("first", [Accept(0, 100 * BLOCK, in_place=True, coding="int8")]),
     ("accepted", [Accept(0, BLOCK)]),
     ("accepted", [Refused("x", "y")]),
 ]
