@@ -95,15 +95,18 @@ _NUM_COSTS = 6
 
 
 class Fleet:
-    """Rows in the order of the views. ``columns`` are to be read only."""
+    """Rows in the order of the views. ``columns`` and ``rows`` hold the same numbers, to be read
+    only: all workers at once, or one after the other."""
 
     def __init__(self) -> None:
         self.views: list[WorkerView] = []
         self._data = np.zeros((len(Columns._fields), 8))
         self.columns = Columns(*self._data[:, :0])
+        self.rows: list[Sequence[float]] = []  # each in the order of ``Columns``
         self.row_of: dict[WorkerRef, int] = {}
         self.is_measured = False  # both kinds of steps, by some worker
         self.spaces: dict[tuple[str, int], Rows] = {}  # (fingerprint, block size): whose hashes
+        self._has_guesses = False  # some worker has not measured its steps
 
     @classmethod
     def of(cls, views: Sequence[WorkerView]) -> Fleet:
@@ -117,24 +120,29 @@ class Fleet:
     def refresh(self, views: Sequence[WorkerView]) -> None:
         """Take over what is different."""
         changed = [
-            row
-            for row, view in enumerate(views)
-            if row >= len(self.views) or view is not self.views[row]
-        ]
+            row for row, (new, old) in enumerate(zip(views, self.views, strict=False))
+            if new is not old
+        ]  # fmt: skip
         same_workers = len(views) == len(self.views) and all(
             views[row].ref == self.views[row].ref for row in changed
         )
         if not changed and same_workers:
             return
+        if not same_workers:
+            changed = list(range(len(views)))
+            self.rows = [()] * len(views)
         self.views = list(views)
         if len(views) > self._data.shape[1]:
             self._data = np.zeros((len(Columns._fields), 2 * len(views)))
-            changed = list(range(len(views)))
+        guessed = not same_workers or self._has_guesses
         for row in changed:
-            self._data[:, row] = _numbers(views[row])
+            numbers = _numbers(views[row])
+            self.rows[row] = self._data[:, row] = numbers
+            guessed = guessed or not _is_measured(numbers)
         if not same_workers:
             self._renamed()
-        self._fill_in_costs()
+        if guessed:
+            self._fill_in_costs()
 
     def ids(self, rows: Rows) -> list[WorkerId]:
         return [self.views[row].ref.worker_id for row in rows.tolist()]
@@ -155,24 +163,32 @@ class Fleet:
         self.spaces = {space: np.array(rows) for space, rows in by_space.items()}
 
     def _fill_in_costs(self) -> None:
-        """Put an estimate where nothing was measured, in columns of their own."""
+        """Make the columns anew, with an estimate in place of what was not measured."""
         data = self._data[:, : len(self.views)]
         costs = data[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
         nominal = (*NOMINAL.prefill.coefficients, *NOMINAL.decode.coefficients)
         filled = []
-        self.is_measured = True
+        self.is_measured, self._has_guesses = True, False
         for first in (0, 3):
             three = costs[first : first + 3]
             known = three.any(axis=0)
             if known.all():
                 filled += list(three)
                 continue
+            self._has_guesses = True
             rest = np.array(nominal[first : first + 3])
             self.is_measured &= bool(known.any())
             if known.any():
                 rest = three[:, known].mean(axis=1)
             filled += list(np.where(known, three, rest[:, None]))
         self.columns = Columns(*data[:_FIRST_COST], *filled)
+        if self._has_guesses:
+            self.rows = np.array(self.columns).T.tolist()
+
+
+def _is_measured(numbers: Sequence[float]) -> bool:
+    costs = numbers[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
+    return any(costs[:3]) and any(costs[3:])
 
 
 def _numbers(view: WorkerView) -> tuple[float, ...]:

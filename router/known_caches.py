@@ -16,8 +16,9 @@ import numpy as np
 
 from pdserve.messages import CacheChanges
 from router.bookings import LegKey
-from router.fleet import Column, Fleet, WorkerRef
+from router.fleet import Column, Fleet, Rows, WorkerRef
 from router.prefix_index import Hashes, PrefixIndex, hashes_of
+from router.prompt_hashes import Space
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class KnownCaches:
     def __init__(self, max_blocks: int) -> None:
         self.index = PrefixIndex(max_blocks)
         self._workers: dict[WorkerRef, _Worker] = {}
+        self._bits: dict[Space, tuple[Rows, Rows]] = {}  # rows of a fleet, their workers' bits
 
     def join(self, ref: WorkerRef) -> None:
         self._workers[ref] = _Worker(self.index.add_worker())
@@ -91,13 +93,21 @@ class KnownCaches:
             gone = np.fromiter(missing, dtype=np.uint64, count=len(missing))
             self.index.evict(worker.bit, gone)
 
-    def cached_tokens(self, fleet: Fleet, hashes: Mapping[tuple[str, int], Hashes]) -> Column:
+    def cached_tokens(self, fleet: Fleet, hashes: Mapping[Space, Hashes]) -> Column:
         """For each row how many tokens of a context it has; ``hashes`` by space (fleet.spaces)."""
         cached = np.zeros(len(fleet))
         for space, chain in hashes.items():
-            depths = self.index.depths(chain)
-            if depths.any():
-                rows = fleet.spaces[space]
-                bits = [self._workers[fleet.views[row].ref].bit for row in rows.tolist()]
-                cached[rows] = depths[bits] * space[1]
+            bits = self._bits_of(fleet, space)
+            cached[fleet.spaces[space]] = self.index.depths(chain)[bits] * space[1]
         return cached
+
+    def _bits_of(self, fleet: Fleet, space: Space) -> Rows:
+        """Kept as long as the fleet has the same workers: it makes new rows for others."""
+        rows = fleet.spaces[space]
+        known = self._bits.get(space)
+        if known is None or known[0] is not rows:
+            if known is not None:
+                self._bits.clear()  # of a fleet that is no more
+            bits = [self._workers[fleet.views[row].ref].bit for row in rows.tolist()]
+            known = self._bits[space] = rows, np.array(bits, dtype=np.int64)
+        return known[1]

@@ -9,110 +9,34 @@ that a simulator can call it. It does not know sessions or requests, only ``Flee
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.types import WorkerId
 from router.costs import ahead_s, computable, decode_parts, prefill_parts
+from router.few_workers import MAX_WORKERS, place_among_few
 from router.fleet import Column, Fleet, Mask, Rows, WorkerRef, WorkerView
-from router.local_prefill import LocalLimits, PrefillPlace, Where, local_reason
+from router.local_prefill import PrefillPlace, Where, local_reason
+from router.placement import (
+    Colocated,
+    Decision,
+    Demand,
+    Placement,
+    PolicyLimits,
+    Unplaced,
+    Waiting,
+)
 from router.route_policy import RoutePolicy
 
 __all__ = [
     "Colocated", "Decision", "Demand", "Fleet", "Placement", "PolicyLimits", "RoutePolicy",
-    "Unplaced", "Waiting", "WorkerRef", "WorkerView", "place",
+    "Unplaced", "Waiting", "WorkerRef", "WorkerView", "place", "place_among_many",
 ]  # fmt: skip
 
 NO_PAIRS: frozenset[tuple[WorkerId, WorkerId]] = frozenset()
-NOBODY: frozenset[WorkerId] = frozenset()
 NOT_A_WORKER = WorkerRef(WorkerId(""), "", 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What one request needs next.
-
-    ``avoid`` names workers it failed on: taken only when no other has room. ``redeem_at`` is the
-    prefill worker that still holds its KV. ``prefer`` are the workers its session had last.
-    ``waits``: another answer to the same prompt is being computed; ``share_at`` is then the decode
-    worker that has the prompt's KV, of which ``num_shared_tokens`` at most can be shared. ``turn``
-    differs from request to request: what takes turns, and what draws, goes by it.
-    ``expected_total_tokens``: prompt and answer as they usually are, at most ``max_total_tokens``;
-    0: that.
-    """
-
-    num_context_tokens: int
-    max_total_tokens: int
-    needs_decode: bool = True
-    avoid: frozenset[WorkerId] = NOBODY
-    redeem_at: WorkerRef | None = None
-    prefer: frozenset[WorkerId] = NOBODY
-    waits: bool = False
-    share_at: WorkerRef | None = None
-    num_shared_tokens: int = 0
-    turn: int = 0
-    expected_total_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyLimits:
-    dispatch_window_chunks: float = 2.0
-    dispatch_window_s: float = 0.0
-    hung_after_s: float = 5.0  # step age from which a worker gets nothing new
-    colocated: bool = False
-    policy: RoutePolicy = RoutePolicy.COST
-    local: LocalLimits = LocalLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Prefill here, decode there; ``decode`` is None when one token is all that is wanted."""
-
-    prefill: WorkerRef
-    decode: WorkerRef | None
-
-
-@dataclass(frozen=True, slots=True)
-class Colocated:
-    """All of it on a decode worker, which has the KV of ``num_shared_tokens`` already."""
-
-    worker: WorkerRef
-    num_shared_tokens: int = 0
-    where: Where = field(default=Where.COLOCATED, compare=False)  # for people
-
-
-class Waiting(StrEnum):
-    """Why a request cannot go now."""
-
-    NO_PREFILL_WORKER = "no prefill worker"
-    NO_DECODE_WORKER = "no decode worker"
-    TOO_LARGE = "larger than every worker"
-    PREFILL_BUSY = "prefill workers have enough to do"
-    DECODE_FULL = "decode workers are full"
-    TOO_LATE = "it cannot end before its deadline"
-    OTHER_ANSWER = "another answer to the same prompt comes first"
-    BARRED = "the workers with room cannot reach each other"
-
-    @property
-    def holds_up_others(self) -> bool:
-        """Whether those behind it in the queue wait too, so that they do not overtake it."""
-        return self in (Waiting.PREFILL_BUSY, Waiting.DECODE_FULL)
-
-    @property
-    def is_starving(self) -> bool:
-        """Whether no worker could take it even if all were idle."""
-        return self in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER, Waiting.TOO_LARGE)
-
-
-@dataclass(frozen=True, slots=True)
-class Unplaced:
-    reason: Waiting
-
-
-Decision = Placement | Colocated | Unplaced
 
 
 def place(
@@ -129,6 +53,21 @@ def place(
     """
     if cached is None:
         cached = np.zeros(len(fleet))
+    if len(fleet) <= MAX_WORKERS and not barred:
+        placement = place_among_few(demand, fleet, limits, cached)
+        if placement is not None:
+            return placement
+    return place_among_many(demand, fleet, limits, barred, cached)
+
+
+def place_among_many(
+    demand: Demand,
+    fleet: Fleet,
+    limits: PolicyLimits,
+    barred: Collection[tuple[WorkerId, WorkerId]],
+    cached: Column,
+) -> Decision:
+    """``place`` in full: every kind of demand, all workers at once."""
     look = _Look(demand, fleet, limits, cached)
     if demand.waits:
         return Unplaced(Waiting.OTHER_ANSWER)

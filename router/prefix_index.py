@@ -5,9 +5,13 @@ more room (balanced allocations: Azar et al., SIAM J. Comput. 29, 1999), so that
 quarters full still takes nearly everything. No place left: the block is not known. That, and two
 blocks of one hash, cost a worse choice and nothing else: workers look for themselves.
 
-12 bytes a place (8 of hash, 4 the number of a set of workers, worker_sets.py). Plain arrays, looked
-up many hashes at once; nothing is ever moved, so that no call takes long. Pure; knows neither
-prompts nor sessions.
+12 bytes a place (8 of hash, 4 the number of a set of workers, worker_sets.py). Plain arrays;
+nothing is ever moved, so that no call takes long. Pure; knows neither prompts nor sessions.
+
+Workers evict the last block of a chain first (engine/block_pool.py), so the holders of a chain only
+become fewer along it, and where each one's part ends is found by halving: some ten blocks are
+looked at for each end, not all. A gap in the middle (blocks expected of a leg that ended without,
+a block that found no place) may be overlooked: the worker then counts as having what follows it.
 """
 
 from __future__ import annotations
@@ -20,12 +24,16 @@ from router.worker_sets import EMPTY, WorkerSets
 Hashes = NDArray[np.uint64]
 Depths = NDArray[np.int32]
 _Places = NDArray[np.int64]
+_Ends = list[tuple[int, int]]  # bits of workers, and how many blocks of a chain they have
 
 BUCKET = 8
 FILL = 0.625  # of all places, at the number of blocks the table is made for
-FIRST_LOOK = 32  # blocks; each further look takes four times as many
+FIRST_LOOK = 32  # blocks, of a walk; each further look takes four times as many
+MAX_PROBES = 96  # blocks looked at one by one; a walk over 512 blocks takes as long as some 300
 _SECOND = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
+_SECOND_INT, _LOW_64 = int(_SECOND), (1 << 64) - 1
+FEW = 24  # bits set one by one rather than as a mask
 
 
 def hashes_of(joined: bytes) -> Hashes:
@@ -42,6 +50,9 @@ class PrefixIndex:
         self._hashes = np.zeros((num_buckets, BUCKET), dtype=np.uint64)
         self._sets = np.zeros((num_buckets, BUCKET), dtype=np.uint32)
         self._flat_hashes, self._flat_sets = self._hashes.reshape(-1), self._sets.reshape(-1)
+        # The same memory for one hash at a time: indexing an array costs three times as much.
+        self._hash_words, self._set_words = self._flat_hashes.data, self._flat_sets.data
+        self._last_bucket = num_buckets - 1
         self._workers = WorkerSets()
         self._free_bits: list[int] = []
         self._num_bits = 0
@@ -104,8 +115,40 @@ class PrefixIndex:
         return ~np.array(known, dtype=np.bool_)
 
     def depths(self, hashes: Hashes) -> Depths:
-        """For each bit: how many blocks of this chain the worker has, from its start, unbroken."""
-        depths = np.zeros(self._num_bits, dtype=np.int32)
+        """For each bit: how many blocks of this chain the worker has from its start on."""
+        ends = self._ends_by_halving(hashes)
+        return self.walk(hashes) if ends is None else self._as_depths(ends)
+
+    def walk(self, hashes: Hashes) -> Depths:
+        """The plain twin of ``depths``, which looks at every block up to the first gap."""
+        return self._as_depths(self._ends_by_walking(hashes))
+
+    def _ends_by_halving(self, hashes: Hashes) -> _Ends | None:
+        """None: the ends are too many to look for them one by one."""
+        if not len(hashes):
+            return []
+        first, last = self._holders(hashes.item(0)), 0
+        if first:
+            last = first & self._holders(hashes.item(-1))
+        ends = [(last, len(hashes))]
+        open_parts = [(0, first, len(hashes) - 1, last)]
+        for _ in range(MAX_PROBES):
+            while open_parts:
+                low, before, high, after = open_parts.pop()
+                if before != after and high - low > 1:
+                    break
+                if before != after:
+                    ends.append((before & ~after, high))
+            else:
+                return ends
+            middle = (low + high) // 2
+            there = before & self._holders(hashes.item(middle))
+            open_parts.append((middle, there, high, there & after))
+            open_parts.append((low, before, middle, there))
+        return None
+
+    def _ends_by_walking(self, hashes: Hashes) -> _Ends:
+        ends: _Ends = []
         begin, look, alive = 0, FIRST_LOOK, -1  # -1: every worker
         while begin < len(hashes) and alive:
             end = min(begin + look, len(hashes))
@@ -117,13 +160,36 @@ class PrefixIndex:
                 if begin + start == 0:
                     alive = members
                 elif gone := alive & ~members:
-                    depths[self._as_mask(gone)] = begin + start
+                    ends.append((gone, begin + start))
                     alive &= members
                 if not alive:
                     break
             begin, look = end, 4 * look
         if alive > 0:
-            depths[self._as_mask(alive)] = len(hashes)
+            ends.append((alive, len(hashes)))
+        return ends
+
+    def _holders(self, value: int) -> int:
+        """Bits of the workers that have this one block."""
+        table, start = self._hash_words, (value & self._last_bucket) * BUCKET
+        bucket = table[start : start + BUCKET].tolist()
+        if value not in bucket:
+            start = ((value * _SECOND_INT & _LOW_64) >> 32 & self._last_bucket) * BUCKET
+            bucket = table[start : start + BUCKET].tolist()
+            if value not in bucket:
+                return 0
+        return self._workers.members[self._set_words[start + bucket.index(value)]]
+
+    def _as_depths(self, ends: _Ends) -> Depths:
+        depths = np.zeros(self._num_bits, dtype=np.int32)
+        for members, depth in ends:
+            if members.bit_count() > FEW:
+                depths[self._as_mask(members)] = depth
+                continue
+            while members:
+                lowest = members & -members
+                depths[lowest.bit_length() - 1] = depth
+                members ^= lowest
         return depths
 
     def _as_mask(self, members: int) -> NDArray[np.bool_]:

@@ -4,12 +4,14 @@ No service: an index is filled with chains of random hashes, each held by a few 
 of workers under random load is asked for a place for prompts that lie in it. Timed apart:
 
     hash      naming the blocks of the prompt (once a request)
+    renew     one worker has reported since: its numbers are taken over
     look up   who has how much of it
     place     costs of all candidates and the choice
-    decide    look up and place together, what is spent on each decision
+    decide    the last three together, what is spent on each decision
 
-Half the workers are prefill, half decode workers; all are candidates. Not covered: gathering views
-of real sessions, several processes.
+Half the workers are prefill, half decode workers; all are candidates. Each chain is held by a few
+workers, by each of them up to another block of it. Not covered: making views of real sessions,
+several processes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,18 +28,19 @@ from benchmarks.result import ScenarioResult
 from cluster.load.table import number
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
-from router.fleet import Column, Fleet, WorkerRef, WorkerView
+from router.fleet import Fleet, WorkerRef, WorkerView
+from router.known_caches import KnownCaches
 from router.policy import Demand, PolicyLimits, place
 from router.prefix_index import Hashes, PrefixIndex
 from router.prompt_hashes import PromptHashes
 
 SUMMARY = "one routing decision: time and memory by number of workers and size of the prefix index"
 BLOCK_SIZE = 16
-PARTS = ("hash", "look_up", "place", "decide")
+PARTS = ("hash", "renew", "look_up", "place", "decide")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, nargs="+", default=[2, 10, 100, 1000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 16, 1000])
     parser.add_argument("--blocks", type=int, default=10_000_000, help="different blocks indexed")
     parser.add_argument("--prompt-tokens", type=int, default=8192)
     parser.add_argument("--holders", type=int, default=3, help="workers that have a chain")
@@ -45,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ScenarioResult:
     rows: list[tuple[str, ...]] = [(
-        "workers", "blocks", "table MiB", "of it used %", "hash us", "look up us", "place us",
-        "decide us", "p99 us", "limit us",
+        "workers", "blocks", "table MiB", "of it used %", "hash us", "renew us", "look up us",
+        "place us", "decide us", "p99 us", "limit us",
     )]  # fmt: skip
     data: list[dict[str, object]] = []
     for num_workers in args.workers:
@@ -64,22 +68,33 @@ def run(args: argparse.Namespace) -> ScenarioResult:
 
 def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
     draw = np.random.default_rng(num_workers)
-    index = PrefixIndex(args.blocks)
-    bits = [index.add_worker() for _ in range(num_workers)]
-    chains = _fill(index, bits, args, draw)
-    fleet = Fleet.of([_view(bit, draw) for bit in bits])
+    caches = KnownCaches(args.blocks)
+    index = caches.index
+    views = [_view(number, draw) for number in range(num_workers)]
+    for view in views:
+        caches.join(view.ref)
+    chains = _fill(index, args, draw)
+    fleet = Fleet.of(views)
     limits = PolicyLimits(dispatch_window_chunks=1000)
     demand = Demand(args.prompt_tokens, args.prompt_tokens + 256)
     asked = [chains[draw.integers(len(chains))] for _ in range(args.decisions)]
-    cached = [_tokens(index, chain, bits) for chain in asked]
     ids = draw.integers(0, 50_000, size=args.prompt_tokens).tolist()
-    space = ("fingerprint", BLOCK_SIZE)
+    (space,) = fleet.spaces
+    cached = [caches.cached_tokens(fleet, {space: chain}) for chain in asked]
+    reported = [draw.integers(num_workers) for _ in range(args.decisions)]
+
+    def renew(i: int) -> None:
+        renewed = views.copy()
+        renewed[reported[i]] = replace(views[reported[i]])
+        fleet.refresh(renewed)
 
     def decide(i: int) -> None:
-        place(demand, fleet, limits, cached=_tokens(index, asked[i], bits))
+        renew(i)
+        place(demand, fleet, limits, cached=caches.cached_tokens(fleet, {space: asked[i]}))
 
     timed = {
         "hash": _times(args.decisions // 10, lambda i: PromptHashes("").of([space], ids)),
+        "renew": _times(args.decisions, renew),
         "look_up": _times(args.decisions, lambda i: index.depths(asked[i])),
         "place": _times(args.decisions, lambda i: place(demand, fleet, limits, cached=cached[i])),
         "decide": _times(args.decisions, decide),
@@ -94,9 +109,7 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
     return result
 
 
-def _fill(
-    index: PrefixIndex, bits: list[int], args: argparse.Namespace, draw: np.random.Generator
-) -> list[Hashes]:
+def _fill(index: PrefixIndex, args: argparse.Namespace, draw: np.random.Generator) -> list[Hashes]:
     length = args.prompt_tokens // BLOCK_SIZE
     chains = [
         draw.integers(1, 2**64, size=length, dtype=np.uint64)
@@ -104,9 +117,12 @@ def _fill(
     ]
     at_once = 64  # chains in one call, as a report of a worker that tells all it has
     for start in range(0, len(chains), at_once):
-        several = np.concatenate(chains[start : start + at_once])
-        for bit in draw.choice(bits, size=min(args.holders, len(bits)), replace=False).tolist():
-            index.store(bit, several[: int(draw.integers(length // 2, len(several) + 1))])
+        several = chains[start : start + at_once]
+        holders = draw.choice(index.num_bits, min(args.holders, index.num_bits), replace=False)
+        for bit in holders.tolist():
+            ends = draw.integers(length // 2, length + 1, size=len(several)).tolist()
+            parts = [chain[:end] for chain, end in zip(several, ends, strict=True)]
+            index.store(bit, np.concatenate(parts))
     return chains
 
 
@@ -121,11 +137,6 @@ def _view(bit: int, draw: np.random.Generator) -> WorkerView:
         WorkerRef(WorkerId(f"w{bit}"), "a", bit), Role.DECODE if bit % 2 else Role.PREFILL,
         WorkerLimits(32_768, 100_000, 256, 64, 50_000), BLOCK_SIZE, status,
     )  # fmt: skip
-
-
-def _tokens(index: PrefixIndex, chain: Hashes, bits: list[int]) -> Column:
-    """What each worker has of a chain."""
-    return index.depths(chain)[bits].astype(np.float64) * BLOCK_SIZE
 
 
 def _times(num: int, call: Callable[[int], object]) -> list[float]:

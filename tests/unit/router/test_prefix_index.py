@@ -69,13 +69,37 @@ def test_as_the_plain_twin(seed: int, num_workers: int) -> None:
     assert index.num_untold == 0
 
 
-def test_a_chain_is_looked_up_to_its_first_gap() -> None:
+@pytest.mark.parametrize("num_workers", [2, 70])  # 70: more ends than are looked for one by one
+def test_halving_finds_what_a_walk_finds(num_workers: int) -> None:
+    draw, index = random.Random(num_workers), PrefixIndex(40_000)
+    bits = [index.add_worker() for _ in range(num_workers)]
+    for seed in range(40):
+        hashes = chain(seed, draw.randrange(1, 600))
+        for bit in draw.sample(bits, draw.randrange(num_workers + 1)):
+            index.store(bit, hashes[: draw.randrange(len(hashes) + 1)])
+        assert np.array_equal(index.depths(hashes), index.walk(hashes))
+        assert np.array_equal(index.depths(hashes[:1]), index.walk(hashes[:1]))
+    assert index.depths(hashes[:0]).tolist() == index.walk(hashes[:0]).tolist() == [0] * num_workers
+
+
+def test_a_gap_in_the_middle_may_be_overlooked_one_at_an_end_is_not() -> None:
+    index = PrefixIndex(1000)
+    bit, hashes = index.add_worker(), chain(1, 300)
+    index.store(bit, hashes)
+    index.evict(bit, hashes[100:110])
+    assert index.walk(hashes).tolist() == [100]
+    assert index.depths(hashes).tolist() == [300]
+    index.evict(bit, hashes[:1])
+    assert index.depths(hashes).tolist() == [0]
+
+
+def test_a_walk_ends_at_the_first_gap() -> None:
     index = PrefixIndex(1000)
     bit, hashes = index.add_worker(), chain(1, 300)
     index.store(bit, hashes)
     for gap in (299, 150, 32, 1, 0):
         index.evict(bit, hashes[gap : gap + 1])
-        assert index.depths(hashes).tolist() == [gap]
+        assert index.walk(hashes).tolist() == [gap]
 
 
 def test_a_bit_used_again_knows_nothing() -> None:
