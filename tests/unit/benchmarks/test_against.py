@@ -100,7 +100,7 @@ def test_peers_are_named_with_their_python() -> None:
 
 @pytest.mark.parametrize("text", ["nobody=/a", "pdserve=/a", "llama-cpp=/a,,vllm=/b"])
 def test_an_unknown_peer_is_refused(text: str) -> None:
-    with pytest.raises(SystemExit, match="none of llama-cpp, vllm, transformers"):
+    with pytest.raises(SystemExit, match="none of llama-cpp, vllm, vllm-compiled, transformers"):
         parse_against(text)
 
 
