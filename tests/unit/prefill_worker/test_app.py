@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -77,12 +78,14 @@ async def events_until(link: RouterEnd, kind: type[WorkerEvent]) -> list[WorkerE
 
 
 @asynccontextmanager
-async def running_app(router: Router, tmp_path: Path) -> AsyncIterator[PrefillApp]:
+async def running_app(
+    router: Router, tmp_path: Path, engine: EngineConfig = ENGINE
+) -> AsyncIterator[PrefillApp]:
     num_tasks = len(asyncio.all_tasks())
     model = prepare_fake_model(tmp_path)
     clock = MonotonicClock()
-    runner = build_runner(ENGINE, model, clock)
-    config = PrefillConfig(engine=ENGINE, worker_id="p7", routers=("a:1",))
+    runner = build_runner(engine, model, clock)
+    config = PrefillConfig(engine=engine, worker_id="p7", routers=("a:1",))
     app = PrefillApp(config, model, runner, clock, listeners=[], dial_router=router.dial)
     async with app:
         yield app
@@ -106,6 +109,16 @@ async def test_a_prompt_from_hello_to_ended(tmp_path: Path) -> None:
         first = events[1]
         assert isinstance(first, FirstToken)
         assert [first.token.token_id] == fake_tokens(PROMPT, attempt.request.sampling)
+
+
+@pytest.mark.parametrize(("kind", "codings"), [("fake", ()), ("simulated", ("int8", "fp8"))])
+async def test_marks_are_never_offered_in_eight_bits(
+    kind: Literal["fake", "simulated"], codings: tuple[str, ...], tmp_path: Path
+) -> None:
+    router = Router()
+    async with running_app(router, tmp_path, replace(ENGINE, engine=kind)):
+        _, hello = await router.greet()
+        assert hello.kv_codings == codings
 
 
 async def test_it_comes_back_to_a_router_that_hung_up(tmp_path: Path) -> None:
