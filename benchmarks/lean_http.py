@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from cluster.ledger_text import timing_of
 from cluster.load.arrivals import Job
 from cluster.load.records import Chunk
 from pdserve.errors import ProtocolError
+from pdserve.request_start import REQUEST_START, request_start
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -31,9 +33,10 @@ class LeanHttpFace:
 
     async def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         """Raises ProtocolError: the answer is no stream of events."""
+        began_unix_s = time.time()
         connection = self._idle.pop() if self._idle else await self._connect()
         reader, writer = connection
-        writer.write(_request_bytes(self._host, job))
+        writer.write(_request_bytes(self._host, job, began_unix_s))
         status = await reader.readline()
         if b" 200 " not in status:
             writer.close()
@@ -62,7 +65,7 @@ class LeanHttpFace:
         return await asyncio.open_connection(self._host, self._port)
 
 
-def _request_bytes(host: str, job: Job) -> bytes:
+def _request_bytes(host: str, job: Job, began_unix_s: float) -> bytes:
     body = json.dumps(
         {
             "prompt": job.prompt_ids,
@@ -75,6 +78,7 @@ def _request_bytes(host: str, job: Job) -> bytes:
     ).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-        f"x-pdserve-timing: 1\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"x-pdserve-timing: 1\r\n{REQUEST_START}: {request_start(began_unix_s)}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

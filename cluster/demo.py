@@ -25,7 +25,7 @@ from cluster.service import ServiceAddress
 from pdserve.app import stop_signals, unless
 from pdserve.errors import PdserveError, ServiceError
 from pdserve.log import setup_logging
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 from router.client import AsyncClient
 
 _DEFAULTS = ("--http-port=0", "--grpc-port=0", "--worker-port=0", "--log-level=warning")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 def timing_of(ledger: Mapping[str, Any]) -> RequestTiming:
@@ -27,6 +27,11 @@ def ledger_lines(timing: RequestTiming) -> list[str]:
         "send": timing.first_token_send_s,
     }
     lines = [f"TTFT {_ms(timing.ttft_s)} ms = {_sum(first)}"]
+    if timing.before_face_s:
+        lines.append(
+            f"{_ms(timing.before_face_s)} ms before the face, as its sender states"
+            f" (X-Request-Start): {_ms(timing.client_ttft_s)} ms to the first token in all"
+        )
     if timing.decode_worker and timing.num_generated_tokens > 1:
         second = {
             "KV exposed": timing.kv_exposed_s,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cluster.ledger_text import kv_line, ledger_lines
 from pdserve.public import RequestRecord
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _LABEL_WIDTH = 20
@@ -23,7 +23,7 @@ _LABEL_WIDTH = 20
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A part of the ledger: from ``start_s`` after the arrival. ``beside``: not of the sum."""
+    """A part of the ledger: from ``start_s`` after its sender began. ``beside``: not of the sum."""
 
     label: str
     start_s: float
@@ -34,7 +34,9 @@ class Bar:
 def bars_of(timing: RequestTiming) -> list[Bar]:
     """In order of time. Parts before the first token end at the TTFT, those after it follow on."""
     bars: list[Bar] = []
-    now_s = 0.0
+    now_s = timing.before_face_s
+    if now_s:
+        bars.append(Bar("before face, stated", 0.0, now_s))
     for label, length_s in (
         ("receive", timing.receive_s),
         ("tokenize", timing.tokenize_s),
@@ -74,7 +76,7 @@ def waterfall_lines(record: RequestRecord, width: int) -> list[str]:
         label = bar.label.ljust(_LABEL_WIDTH)
         drawn = _drawn(bar, span_s, width)
         lines.append(f"  {label}{bar.length_s * 1e3:>10.1f} ms |{drawn}|")
-    rest_s = max(0.0, timing.total_s - span_s)
+    rest_s = max(0.0, timing.before_face_s + timing.total_s - span_s)
     if timing.num_generated_tokens > 2:
         label = "later tokens".ljust(_LABEL_WIDTH)
         lines.append(f"  {label}{rest_s * 1e3:>10.1f} ms  (not drawn)")

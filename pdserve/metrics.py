@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from pdserve.types import FinishReason, RequestTiming, Role, WorkerId, WorkerStatus
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -163,6 +164,8 @@ class _RequestSeries:
     def observe_ledger(self, timing: RequestTiming) -> None:
         self._ledger["ttft"].observe(timing.ttft_s)
         self._ledger["total"].observe(timing.total_s)
+        if timing.before_face_s:
+            self._ledger["before_face"].observe(timing.before_face_s)
         self._ledger["receive"].observe(timing.receive_s)
         self._ledger["tokenize"].observe(timing.tokenize_s)
         self._ledger["queue"].observe(timing.queue_s)
@@ -184,6 +187,12 @@ def _ledger_histograms(registry: CollectorRegistry) -> dict[str, Histogram]:
     definitions: tuple[tuple[str, str, str, Iterable[float]], ...] = (
         ("ttft", "time_to_first_token", "Request taken to first token out", _WAIT_BUCKETS_S),
         ("total", "request_duration", "Request taken to its last token out", _TOTAL_BUCKETS_S),
+        (
+            "before_face",
+            "before_face",
+            "Before the arrival, as X-Request-Start states",
+            _WAIT_BUCKETS_S,
+        ),
         ("receive", "receive", "Arrival to read and understood", _WAIT_BUCKETS_S),
         ("tokenize", "tokenize", "Chat template, token ids, limits", _WAIT_BUCKETS_S),
         ("queue", "router_queue", "Waiting at the router for a dispatch", _WAIT_BUCKETS_S),

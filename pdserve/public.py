@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.errors import InvalidRequest
+from pdserve.request_start import AT_ONCE, Arrival
+from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
 from pdserve.types import (
     Endpoint,
     FinishReason,
     ModelInfo,
-    RequestTiming,
     Role,
     WorkerId,
     WorkerLimits,
@@ -90,6 +91,7 @@ class GenerateJob:
     cache_salt: str = ""  # prefixes are shared between requests of one salt only
     num_answers: int = 1
     traceparent: str = ""  # W3C context of the client's span; travels as metadata of that name
+    began_unix_s: float | None = None  # travels as x-request-start, for the ledger alone
     hints: RouteHints = RouteHints()  # travels as metadata too
 
     def __post_init__(self) -> None:
@@ -200,8 +202,8 @@ class GenerationStream(Protocol):
 
 
 class InferenceBackend(Protocol):
-    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> GenerationStream:
-        """Start one. ``receive_s``: since its request came.
+    async def generate(self, job: GenerateJob, *, arrival: Arrival = AT_ONCE) -> GenerationStream:
+        """Start one. ``arrival``: for its ledger.
 
         Raises:
             RequestError: the request cannot be taken, and why.

@@ -62,6 +62,7 @@ class GenerateOptions(TypedDict, total=False):
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
     ``num_answers``: chunks tell by ``answer_index`` whose they are;
     ``traceparent``: W3C context of the caller's span; ``hints``: tenant, session, explain;
+    ``began_unix_s``: the time of day the request began, for the ledger's ``before_face_s``;
     ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
     "tool_call_id" if wanted; the rest as in SamplingOptions.
     """
@@ -76,6 +77,7 @@ class GenerateOptions(TypedDict, total=False):
     cache_salt: str
     num_answers: int
     traceparent: str
+    began_unix_s: float
     hints: RouteHints
     max_tokens: int
     min_tokens: int
@@ -179,6 +181,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         cache_salt=options.get("cache_salt", ""),
         num_answers=options.get("num_answers", 1),
         traceparent=options.get("traceparent", ""),
+        began_unix_s=options.get("began_unix_s"),
         hints=options.get("hints", RouteHints()),
     )
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdserve.clock import Clock
-from pdserve.types import RequestTiming
+from pdserve.request_start import Arrival
+from pdserve.request_timing import RequestTiming
 
 
 class FaceTiming:
-    """``started_s``: when the service got the request, ``receive_s`` after its arrival."""
+    """``started_s``: when the service got the request, ``arrival.receive_s`` after it came."""
 
-    def __init__(self, clock: Clock, started_s: float, receive_s: float) -> None:
+    def __init__(self, clock: Clock, started_s: float, arrival: Arrival) -> None:
         self._clock = clock
-        self._receive_s = receive_s
-        self._arrived_s = started_s - receive_s
+        self._arrival = arrival
+        self._arrived_s = started_s - arrival.receive_s
         self._sent_s: float | None = None
 
     @property
@@ -36,7 +37,10 @@ class FaceTiming:
     def completed(self, timing: RequestTiming) -> RequestTiming:
         """The router's ledger with the face's parts in it."""
         timing = replace(
-            timing, receive_s=self._receive_s, total_s=timing.total_s + self._receive_s
+            timing,
+            before_face_s=self._arrival.before_face_s,
+            receive_s=self._arrival.receive_s,
+            total_s=timing.total_s + self._arrival.receive_s,
         )
         if self._sent_s is None:
             return timing

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
-from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, TokenEvent
+from pdserve.types import ModelInfo, Request, RequestId, TokenEvent
 
 
 class Generation(Protocol):

@@ -24,7 +24,9 @@ from pdserve.public import (
     Usage,
     WorkerView,
 )
-from pdserve.types import ModelInfo, RequestId, RequestTiming, SamplingParams
+from pdserve.request_start import AT_ONCE, Arrival
+from pdserve.request_timing import RequestTiming
+from pdserve.types import ModelInfo, RequestId, SamplingParams
 from router.answer_streams import AnswerStreams
 from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.cluster_view import ClusterStatus, WorkerEntry
@@ -129,12 +131,12 @@ class TextBackend:
         self._status = status
         self._recent = RecentRequests(0) if recent is None else recent
 
-    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> TextStream:
+    async def generate(self, job: GenerateJob, *, arrival: Arrival = AT_ONCE) -> TextStream:
         """Raises UnknownModel, and what TextService.start_all raises."""
         served = self._service.model.name
         if job.model not in ("", served):
             raise UnknownModel(f"model: {job.model!r} is not served here, only {served!r}")
-        return TextStream(await self._service.start_all(_text_jobs(job), receive_s=receive_s))
+        return TextStream(await self._service.start_all(_text_jobs(job), arrival=arrival))
 
     def models(self) -> tuple[ModelInfo, ...]:
         return (self._service.model,)

@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdserve.types import (
-    DecodeTiming,
-    KvTiming,
-    PrefillTiming,
-    RequestTiming,
-    WorkerId,
-)
+from pdserve.request_timing import RequestTiming
+from pdserve.types import DecodeTiming, KvTiming, PrefillTiming, WorkerId
 from router.local_prefill import Where
 
 

@@ -1,6 +1,7 @@
 """The spans of one request as the router knows it: the request itself, and its parts there.
 
     request                                         arrival to end
+      router.before_face                            before it, as X-Request-Start states
       router.receive  router.tokenize  router.queue
       router.prefill                                dispatch to first token at the router
       router.first_token_send
@@ -13,8 +14,9 @@ when the request has ended. Attribute names beginning with ``gen_ai`` are OpenTe
 from __future__ import annotations
 
 from pdserve.public import RequestRecord
+from pdserve.request_timing import RequestTiming
 from pdserve.tracing import AttributeValue, Span, Tracer
-from pdserve.types import FinishReason, RequestTiming
+from pdserve.types import FinishReason
 
 
 def record_request(
@@ -33,6 +35,10 @@ def record_request(
         )
     )  # fmt: skip
     now_s = arrived_s
+    if timing.before_face_s:
+        start_s = arrived_s - timing.before_face_s
+        stated = {"pdserve.stated_by": "sender"}
+        tracer.part(context, "router.before_face", start_s, arrived_s, attributes=stated)
     for name, length_s in _parts(timing):
         tracer.part(context, name, now_s, now_s + length_s)
         now_s += length_s

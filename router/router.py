@@ -24,8 +24,9 @@ from pdserve.errors import (
 from pdserve.links import RouterLink
 from pdserve.log import event_log
 from pdserve.messages import Committed, FirstToken, LegEvent, Tokens
+from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
-from pdserve.types import ModelInfo, Request, RequestId, RequestTiming, Role
+from pdserve.types import ModelInfo, Request, RequestId, Role
 from router import admission
 from router.actions import (
     Action,

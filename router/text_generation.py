@@ -20,13 +20,14 @@ from pdserve.errors import EngineFailure, InvalidRequest, PdserveError, RequestC
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.public import RequestRecord
+from pdserve.request_start import AT_ONCE, Arrival
+from pdserve.request_timing import RequestTiming
 from pdserve.tracing import Tracer
 from pdserve.types import (
     FinishReason,
     ModelInfo,
     Request,
     RequestId,
-    RequestTiming,
     SamplingParams,
     TokenEvent,
     TokenLogprobs,
@@ -85,20 +86,20 @@ class TextService:
         """For what is about text alone, without a generation."""
         return self._text
 
-    async def start(self, job: TextJob, *, receive_s: float = 0.0) -> TextGeneration:
+    async def start(self, job: TextJob, *, arrival: Arrival = AT_ONCE) -> TextGeneration:
         """Encode the prompt, check it against the model's limits, queue it.
 
-        ``receive_s``: since the request came, for the ledger.
+        ``arrival``: for the ledger.
 
         Raises:
             InvalidRequest: the prompt is empty, too long together with max_tokens, holds a token id
                 out of range, or is refused by the chat template.
             Overloaded, ShuttingDown: as TokenService.start.
         """
-        return (await self.start_all((job,), receive_s=receive_s))[0]
+        return (await self.start_all((job,), arrival=arrival))[0]
 
     async def start_all(
-        self, jobs: Sequence[TextJob], *, receive_s: float = 0.0
+        self, jobs: Sequence[TextJob], *, arrival: Arrival = AT_ONCE
     ) -> tuple[TextGeneration, ...]:
         """The prompts of one request: all are encoded and checked before the first is queued.
 
@@ -121,7 +122,7 @@ class TextService:
                     hints=job.hints,
                 )
                 first = first if job.answer_index else tokens
-                face = FaceTiming(self._clock, started_s, receive_s)
+                face = FaceTiming(self._clock, started_s, arrival)
                 generations.append(self._generation(tokens, request, job, face))
         except PdserveError as error:
             for generation in generations:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Self
 
 from pdserve.errors import PdserveError
-from pdserve.types import RequestId, RequestTiming, TokenEvent
+from pdserve.request_timing import RequestTiming
+from pdserve.types import RequestId, TokenEvent
 
 
 class TokenStream:

@@ -23,7 +23,7 @@ from cluster.load.arrivals import draw_jobs
 from cluster.load.started_service import started_service
 from cluster.load.table import number, spread_cell
 from pdserve.errors import ProtocolError
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 from router.client import AsyncClient
 
 SUMMARY = "TTFT and KV shipped with a cold prefix, one seen before, and a conversation's next turn"

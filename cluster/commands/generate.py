@@ -13,7 +13,7 @@ from cluster.ledger_text import kv_line, ledger_lines, timing_of
 from pdserve.config import build_config
 from pdserve.errors import ConfigError
 from pdserve.flags import FlagParser
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 from router.client import Client, GenerateOptions
 
 

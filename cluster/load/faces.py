@@ -8,6 +8,7 @@ API keys.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from cluster.ledger_text import timing_of
 from cluster.load.arrivals import Job
 from cluster.load.records import Chunk
 from pdserve.errors import PdserveError
+from pdserve.request_start import REQUEST_START, request_start
 from router.client import AsyncClient
 
 _SAFE_VOCAB_SIZE = 256  # for servers that do not tell theirs
@@ -61,8 +63,9 @@ class GrpcFace:
 
     async def stream(self, job: Job) -> AsyncGenerator[Chunk]:
         call = self._client.generate(
-            prompt_ids=job.prompt_ids, max_tokens=job.max_tokens, ignore_eos=True, temperature=0.0
-        )
+            prompt_ids=job.prompt_ids, max_tokens=job.max_tokens, ignore_eos=True, temperature=0.0,
+            began_unix_s=time.time(),
+        )  # fmt: skip
         async with call:
             async for delta in call:
                 yield Chunk(len(delta.token_ids))
@@ -127,8 +130,8 @@ class HttpFace:
         return model
 
     async def _events(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        # The ledger is asked for by a header, which other servers pass over.
-        headers = {"x-pdserve-timing": "1"}
+        # Other servers pass these over.
+        headers = {"x-pdserve-timing": "1", REQUEST_START: request_start(time.time())}
         async with self._client.stream(
             "POST", "/v1/completions", json=body, headers=headers
         ) as answer:

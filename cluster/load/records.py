@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.load.percentiles import percentiles_ms
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from cluster.load.arrivals import Job
 from cluster.load.faces import RequestFace
 from cluster.load.records import RequestRecord
 from pdserve.errors import PdserveError
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 @dataclass(frozen=True, slots=True)

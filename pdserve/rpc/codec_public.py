@@ -27,8 +27,9 @@ from pdserve.public import (
     Usage,
     WorkerView,
 )
+from pdserve.request_timing import RequestTiming
 from pdserve.rpc import codec_values as values
-from pdserve.types import ModelInfo, RequestTiming, WorkerId
+from pdserve.types import ModelInfo, WorkerId
 from pdserve.v1 import inference_service_pb2 as pb
 
 _OPTIONAL_SAMPLING = (

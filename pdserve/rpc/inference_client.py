@@ -17,11 +17,13 @@ import grpc.aio
 
 from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
 from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob, RequestRecord
+from pdserve.request_start import REQUEST_START, request_start
+from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import as_metadata
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
 from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME, TRACEPARENT
-from pdserve.types import ModelInfo, RequestTiming
+from pdserve.types import ModelInfo
 from pdserve.v1 import inference_service_pb2 as pb
 
 BACKSTOP_S = 5.0
@@ -52,7 +54,9 @@ def _call_timeout_s(job: GenerateJob) -> float | None:
 
 def _call_options(job: GenerateJob) -> dict[str, Any]:
     traceparent = ((TRACEPARENT, job.traceparent),) if job.traceparent else ()
-    metadata = (*traceparent, *as_metadata(job.hints))
+    began = job.began_unix_s
+    start = () if began is None else ((REQUEST_START, request_start(began)),)
+    metadata = (*traceparent, *start, *as_metadata(job.hints))
     return {"timeout": _call_timeout_s(job), "metadata": metadata}
 
 

@@ -10,6 +10,7 @@ INVALID_ARGUMENT like any other bad input. This module does not know how text co
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from pdserve.clock import Clock, MonotonicClock
 from pdserve.errors import DeadlineExceeded, PdserveError, RequestCancelled
 from pdserve.log import event_log
 from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
+from pdserve.request_start import REQUEST_START, Arrival, stated_wait_s
 from pdserve.route_hints import read_hints
 from pdserve.rpc import codec_public, status
 from pdserve.tracing import read_context
@@ -68,14 +70,15 @@ class InferenceServer:
         """Nothing is held between calls; those that run end with the server's grace."""
 
     async def _generate(self, data: bytes, context: Any) -> None:
-        arrived_s = self._clock.now()
+        arrived_s, arrived_unix_s = self._clock.now(), time.time()
         try:
             job = _within_call(codec_public.decode_job(data), context.time_remaining())
             entries = dict(status.plain_metadata(context.invocation_metadata()))
             traceparent = read_context(entries.get(TRACEPARENT, ""))
             job = replace(job, traceparent=traceparent, hints=read_hints(entries.get))
-            receive_s = self._clock.now() - arrived_s
-            stream = await self._backend.generate(job, receive_s=receive_s)
+            waited_s = stated_wait_s(entries.get(REQUEST_START), arrived_unix_s)
+            arrival = Arrival(self._clock.now() - arrived_s, waited_s)
+            stream = await self._backend.generate(job, arrival=arrival)
         except PdserveError as error:
             _end_with(context, error, ())
             return

@@ -33,7 +33,7 @@ from pdserve.errors import (
     UnknownModel,
     all_errors,
 )
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 ERROR_CODE = "pdserve-error-code"
 ERROR_FIELD = "pdserve-error-field"

@@ -244,7 +244,7 @@ class GetTraceResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., timing: _Optional[_Union[RequestTiming, _Mapping]] = ...) -> None: ...
 
 class RequestTiming(_message.Message):
-    __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens", "prefill_place", "explanation", "kv_coding")
+    __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens", "prefill_place", "explanation", "kv_coding", "before_face_s")
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +271,7 @@ class RequestTiming(_message.Message):
     PREFILL_PLACE_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     KV_CODING_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FACE_S_FIELD_NUMBER: _ClassVar[int]
     receive_s: float
     tokenize_s: float
     queue_s: float
@@ -297,4 +298,5 @@ class RequestTiming(_message.Message):
     prefill_place: str
     explanation: str
     kv_coding: str
-    def __init__(self, receive_s: _Optional[float] = ..., tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., first_token_return_s: _Optional[float] = ..., first_token_send_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_transfer_s: _Optional[float] = ..., kv_exposed_s: _Optional[float] = ..., decode_queue_s: _Optional[float] = ..., decode_first_step_s: _Optional[float] = ..., token_return_s: _Optional[float] = ..., total_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., num_dispatches: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefill_cached_tokens: _Optional[int] = ..., kv_cached_tokens: _Optional[int] = ..., prefill_place: _Optional[str] = ..., explanation: _Optional[str] = ..., kv_coding: _Optional[str] = ...) -> None: ...
+    before_face_s: float
+    def __init__(self, receive_s: _Optional[float] = ..., tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., first_token_return_s: _Optional[float] = ..., first_token_send_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_transfer_s: _Optional[float] = ..., kv_exposed_s: _Optional[float] = ..., decode_queue_s: _Optional[float] = ..., decode_first_step_s: _Optional[float] = ..., token_return_s: _Optional[float] = ..., total_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., num_dispatches: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefill_cached_tokens: _Optional[int] = ..., kv_cached_tokens: _Optional[int] = ..., prefill_place: _Optional[str] = ..., explanation: _Optional[str] = ..., kv_coding: _Optional[str] = ..., before_face_s: _Optional[float] = ...) -> None: ...

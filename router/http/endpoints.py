@@ -22,6 +22,7 @@ from pdserve.clock import Clock
 from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
+from pdserve.request_start import REQUEST_START, Arrival, stated_wait_s
 from pdserve.route_hints import EXPLAIN, read_hints
 from pdserve.tracing import read_context
 from pdserve.types import RequestId
@@ -133,7 +134,7 @@ class GenerationEndpoint(Generic[_Body]):
             abort_connection(scope)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived_s = self._clock.now()
+        arrived_s, arrived_unix_s = self._clock.now(), time.time()
         headers = Headers(scope=scope)
         request_id = internal_request_id(scope)
         raw = await self._reader.read(scope, receive, send)
@@ -144,8 +145,9 @@ class GenerationEndpoint(Generic[_Body]):
             traceparent = read_context(headers.get("traceparent", ""))
             hints = read_hints(headers.get)
             jobs = tuple(replace(job, traceparent=traceparent, hints=hints) for job in jobs)
-            receive_s = self._clock.now() - arrived_s
-            generations = await self._service.start_all(jobs, receive_s=receive_s)
+            waited_s = stated_wait_s(headers.get(REQUEST_START), arrived_unix_s)
+            arrival = Arrival(self._clock.now() - arrived_s, waited_s)
+            generations = await self._service.start_all(jobs, arrival=arrival)
         except PdserveError as error:
             await send_error(error, send)
             return

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pdserve.types import FinishReason, RequestTiming
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason
 from router.text_job import TextLogprobs, TokenText
 
 LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON does not have

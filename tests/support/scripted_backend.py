@@ -14,11 +14,12 @@ from pdserve.public import (
     Usage,
     WorkerView,
 )
+from pdserve.request_start import AT_ONCE, Arrival
+from pdserve.request_timing import RequestTiming
 from pdserve.types import (
     Endpoint,
     FinishReason,
     ModelInfo,
-    RequestTiming,
     Role,
     WorkerId,
     WorkerLimits,
@@ -106,7 +107,10 @@ class ScriptedStream:
 
 
 class ScriptedBackend:
-    """Satisfies ``InferenceBackend``. ``jobs`` and ``streams`` keep what was asked and given."""
+    """Satisfies ``InferenceBackend``.
+
+    ``jobs``, ``arrivals`` and ``streams`` keep what was asked and given.
+    """
 
     def __init__(
         self,
@@ -119,10 +123,12 @@ class ScriptedBackend:
         self._error = error
         self._refusal = refusal
         self.jobs: list[GenerateJob] = []
+        self.arrivals: list[Arrival] = []
         self.streams: asyncio.Queue[ScriptedStream] = asyncio.Queue()
 
-    async def generate(self, job: GenerateJob, *, receive_s: float = 0.0) -> ScriptedStream:
+    async def generate(self, job: GenerateJob, *, arrival: Arrival = AT_ONCE) -> ScriptedStream:
         self.jobs.append(job)
+        self.arrivals.append(arrival)
         if self._refusal is not None:
             raise self._refusal
         stream = ScriptedStream(self._deltas, self._error)

@@ -16,16 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pdserve.errors import PdserveError, RequestCancelled
 from pdserve.prepared import ModelConfig, PreparedModel, RopeScaling
+from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
-from pdserve.types import (
-    FinishReason,
-    ModelInfo,
-    Request,
-    RequestId,
-    RequestTiming,
-    TokenEvent,
-    TokenLogprobs,
-)
+from pdserve.types import FinishReason, ModelInfo, Request, RequestId, TokenEvent, TokenLogprobs
 from router.tokenizer import TextModel
 
 END, BOS, WORD = 256, 257, 258

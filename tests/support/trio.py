@@ -28,15 +28,8 @@ from kvtransfer.transports.inproc import InprocNetwork
 from pdserve.clock import MonotonicClock
 from pdserve.links import RouterLink, WorkerLink, link_pair
 from pdserve.prepared import PreparedModel
-from pdserve.types import (
-    FinishReason,
-    ModelInfo,
-    Request,
-    RequestId,
-    RequestTiming,
-    Role,
-    SamplingParams,
-)
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, ModelInfo, Request, RequestId, Role, SamplingParams
 from prefill_worker.app import PrefillApp
 from prefill_worker.config import PrefillConfig
 from router.config import RouterConfig

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.interference import LONG, STEADY, InterferencePlan, interference_measures
 from benchmarks.timeline import HEAD, timeline_rows
 from cluster.load.records import RequestRecord, count_errors, load_measures
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 def record(

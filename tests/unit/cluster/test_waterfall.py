@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.waterfall import Bar, bars_of, waterfall_lines
 from pdserve.public import RequestRecord
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 TIMING = RequestTiming(
     receive_s=0.001, tokenize_s=0.001, queue_s=0.002, prefill_queue_s=0.004,
@@ -31,6 +33,20 @@ def test_bars_follow_on_each_other_up_to_the_second_token() -> None:
     (transfer,) = [bar for bar in bars if bar.beside]
     # It ended when the exposed part did.
     assert transfer.start_s + transfer.length_s == pytest.approx(at_router_s + 0.01)
+
+
+def test_what_the_sender_states_comes_first_and_moves_the_rest() -> None:
+    timing = replace(TIMING, before_face_s=0.5)
+    stated, *moved = bars_of(timing)
+    assert stated == Bar("before face, stated", 0.0, 0.5)
+    assert moved == [
+        replace(bar, start_s=pytest.approx(bar.start_s + 0.5)) for bar in bars_of(TIMING)
+    ]
+    told = "\n".join(waterfall_lines(RequestRecord("req-1", "stop", timing), width=50))
+    assert "500.0 ms before the face, as its sender states (X-Request-Start)" in told
+    assert "X-Request-Start" not in "\n".join(
+        waterfall_lines(RequestRecord("req-1", "stop", TIMING), width=50)
+    )
 
 
 def test_one_token_ends_with_the_first() -> None:

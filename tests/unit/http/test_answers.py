@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
+from pdserve.request_start import request_start
 from pdserve.types import SamplingParams
 from support.http_face import CHAT, HELLO, http_face
 from support.scripted_tokens import END, script
@@ -157,6 +159,20 @@ async def test_the_ledger_comes_on_request(by_header: bool) -> None:
         assert ledger["total_s"] == 9.0  # complete: it was read after the end
         assert ledger["prefill_worker"] == "p0"
         assert ledger["num_generated_tokens"] == 2
+
+
+@pytest.mark.parametrize("stated", [True, False])
+async def test_the_wait_in_front_is_told_as_stated_and_is_in_no_sum(stated: bool) -> None:
+    header = request_start(time.time() - 60) if stated else "t=tomorrow"
+    async with http_face(script("x")) as face:
+        response = await face.client.post(
+            CHAT,
+            json={"messages": HELLO, "pdserve_timing": True},
+            headers={"x-request-start": header},
+        )
+        ledger = response.json()["pdserve"]
+        assert (ledger["before_face_s"] > 59) is stated
+        assert (ledger["ttft_s"], ledger["total_s"]) == (1.75, 9.0)
 
 
 async def test_request_ids_go_in_and_out() -> None:

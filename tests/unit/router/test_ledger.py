@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.types import (
-    DecodeTiming,
-    FinishReason,
-    KvTiming,
-    PrefillTiming,
-    RequestTiming,
-    WorkerId,
-)
+from pdserve.request_timing import RequestTiming
+from pdserve.types import DecodeTiming, FinishReason, KvTiming, PrefillTiming, WorkerId
 from router.ledger import Ledger
 from support.router_bench import RouterBench
 

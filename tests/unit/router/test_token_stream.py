@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from pdserve.errors import DeadlineExceeded, RequestCancelled
-from pdserve.types import FinishReason, RequestId, RequestTiming, TokenEvent
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, RequestId, TokenEvent
 from router.token_stream import TokenStream
 from support.scripted_worker import settle
 

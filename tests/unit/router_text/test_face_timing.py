@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pdserve.clock import ManualClock
-from pdserve.types import FinishReason, RequestTiming, SamplingParams
+from pdserve.request_start import Arrival
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, SamplingParams
 from router.face_timing import FaceTiming
 from router.recent_requests import RecentRequests
 from router.text_generation import TextService
@@ -20,7 +22,7 @@ ROUTERS = RequestTiming(
 
 def test_parts_add_up_to_what_the_client_saw() -> None:
     clock = ManualClock(100.0)
-    face = FaceTiming(clock, started_s=100.0, receive_s=0.75)
+    face = FaceTiming(clock, started_s=100.0, arrival=Arrival(0.75, 3.0))
     clock.advance(2.5)  # the router's parts are 2.0 of it
     assert face.first_piece_sent()
     clock.advance(50.0)
@@ -28,18 +30,19 @@ def test_parts_add_up_to_what_the_client_saw() -> None:
     timing = face.completed(ROUTERS)
     assert (timing.receive_s, timing.first_token_send_s) == (0.75, 0.5)
     assert timing.ttft_s == 0.75 + 2.5
+    assert timing.client_ttft_s == 3.0 + timing.ttft_s  # what its sender states is not among them
     assert timing.total_s == 8.75
 
 
 def test_an_answer_that_is_not_streamed_has_no_sending() -> None:
-    timing = FaceTiming(ManualClock(100.0), 100.0, 0.5).completed(ROUTERS)
+    timing = FaceTiming(ManualClock(100.0), 100.0, Arrival(0.5)).completed(ROUTERS)
     assert timing.first_token_send_s == 0.0
     assert timing.ttft_s == 0.5 + ROUTERS.ttft_s
 
 
 def test_the_total_holds_a_first_piece_that_was_the_last() -> None:
     clock = ManualClock(100.0)
-    face = FaceTiming(clock, 100.0, 0.0)
+    face = FaceTiming(clock, 100.0, Arrival())
     clock.advance(9.0)
     face.first_piece_sent()
     assert face.completed(ROUTERS).total_s == face.completed(ROUTERS).ttft_s == 9.0
@@ -55,7 +58,7 @@ async def test_what_is_kept_is_complete_however_short_the_answer(num_tokens: int
         prompt=TextPrompt("Hi"), sampling=SamplingParams(max_tokens=99), max_tokens=num_tokens,
         seed=1,
     )  # fmt: skip
-    generation = await service.start(job, receive_s=0.5)
+    generation = await service.start(job, arrival=Arrival(0.5))
     async for _ in generation:
         clock.advance(3.0)
         generation.first_piece_sent()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pdserve.metrics import ServiceMetrics, WorkerRow
-from pdserve.types import FinishReason, RequestTiming, Role, WorkerId, WorkerStatus
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
 
 TIMING = RequestTiming(
-    receive_s=0.0005, tokenize_s=0.001, queue_s=0.002, prefill_queue_s=0.007,
+    before_face_s=0.25, receive_s=0.0005, tokenize_s=0.001, queue_s=0.002, prefill_queue_s=0.007,
     prefill_compute_s=0.2, first_token_return_s=0.01, first_token_send_s=0.0002,
     decode_first_step_s=0.006, token_return_s=0.008,
     kv_bytes=1 << 20, kv_tokens=64, kv_transfer_s=0.05, kv_exposed_s=0.004, decode_queue_s=0.003,
@@ -26,6 +27,7 @@ def test_a_finished_request_fills_the_ledger_histograms() -> None:
     sums = {
         "time_to_first_token_seconds": TIMING.ttft_s,
         "request_duration_seconds": 1.5,
+        "before_face_seconds": 0.25,
         "receive_seconds": 0.0005,
         "tokenize_seconds": 0.001,
         "router_queue_seconds": 0.002,
@@ -53,6 +55,7 @@ def test_without_a_transfer_its_histograms_stay_empty() -> None:
     metrics = ServiceMetrics()
     metrics.observe_finished(RequestTiming(total_s=1.0, num_dispatches=1), FinishReason.STOP)
     assert value(metrics, "kv_transfer_seconds_count") == 0
+    assert value(metrics, "before_face_seconds_count") == 0  # nobody stated it
     assert value(metrics, "kv_transfer_bytes_count") == 0
     assert value(metrics, "request_duration_seconds_count") == 1
     assert value(metrics, "redispatches_total") == 0

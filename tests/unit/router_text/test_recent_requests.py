@@ -6,7 +6,7 @@ import pytest
 
 from pdserve.errors import UnknownRequest
 from pdserve.public import RequestRecord
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 from router.recent_requests import RecentRequests
 
 

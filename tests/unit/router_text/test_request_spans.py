@@ -9,6 +9,7 @@ import pytest
 from pdserve.clock import ManualClock
 from pdserve.errors import ConfigError, NoWorkers
 from pdserve.otel import open_tracer
+from pdserve.request_start import Arrival
 from pdserve.tracing import Tracer, TracingConfig, child_of, ids_of, is_sampled, read_context
 from pdserve.types import SamplingParams
 from router.text_generation import TextService
@@ -81,11 +82,14 @@ def test_without_the_extra_an_endpoint_is_refused_with_what_to_do(
 async def test_a_request_becomes_spans_that_follow_on_each_other() -> None:
     kept, clock, tokens = KeptSpans(), ManualClock(100.0), ScriptedTokens(script("abc"))
     service = TextService(tokens, byte_text_model(), clock=clock, tracer=Tracer(kept))
-    generation = await service.start(job(), receive_s=0.5)
+    generation = await service.start(job(), arrival=Arrival(0.5, 2.0))
     async for _ in generation:
         clock.advance(4.0)
         generation.first_piece_sent()
-    root, *parts = kept.spans
+    root, before, *parts = kept.spans
+    assert (before.name, before.parent) == ("router.before_face", root.context)
+    assert (before.start_s, before.end_s) == (97.5, 99.5)
+    assert before.attributes == {"pdserve.stated_by": "sender"}
     assert (root.name, root.parent, root.serves, root.error) == ("request", CLIENT, True, "")
     assert root.start_s == 99.5
     assert root.context == tokens.requests[0].traceparent  # what workers put theirs under

@@ -17,14 +17,8 @@ from pdserve.errors import (
     RetriesExhausted,
 )
 from pdserve.metrics import ServiceMetrics
-from pdserve.types import (
-    FinishReason,
-    Request,
-    RequestId,
-    RequestTiming,
-    SamplingParams,
-    TokenEvent,
-)
+from pdserve.request_timing import RequestTiming
+from pdserve.types import FinishReason, Request, RequestId, SamplingParams, TokenEvent
 from router.chat_template import ChatMessage
 from router.text_generation import TextGeneration, TextService
 from router.text_job import ChatPrompt, Prompt, TextDelta, TextJob, TextPrompt, TokenPrompt

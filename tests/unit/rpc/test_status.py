@@ -21,8 +21,8 @@ from pdserve.errors import (
     UnknownModel,
     all_errors,
 )
+from pdserve.request_timing import RequestTiming
 from pdserve.rpc import status
-from pdserve.types import RequestTiming
 
 
 def _error_of(cls: type[PdserveError]) -> PdserveError:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.compare.measures import Slo, prefill_spans, told_apart, turn_measures
 from cluster.load.records import RequestRecord
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 def record(

@@ -12,7 +12,7 @@ from cluster.load.faces import HttpFace, RequestFailed
 from cluster.load.records import Chunk
 from cluster.load.sending import Sender, closed_loop, open_loop
 from pdserve.errors import Overloaded, PdserveError
-from pdserve.types import RequestTiming
+from pdserve.request_timing import RequestTiming
 
 
 class PlayedFace:
