@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from pdserve.public import KvPairView
 from pdserve.request_timing import RequestTiming
 from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
 
@@ -47,6 +48,12 @@ class ServiceMetrics:
         self.registry = CollectorRegistry()
         self._requests = _RequestSeries(self.registry)
         self._workers = _WorkerSeries(self.registry)
+        self._kv_rate = Gauge(
+            "pdserve_kv_pair_bytes_per_second",
+            "KV between two workers, in the latest requests (waits for chunks included)",
+            ["prefill", "decode", "transport", "measured"],
+            registry=self.registry,
+        )
 
     def render(self) -> bytes:
         """Everything in the text format (``METRICS_CONTENT_TYPE``)."""
@@ -90,6 +97,14 @@ class ServiceMetrics:
     def set_workers(self, rows: Sequence[WorkerRow]) -> None:
         """Replace all gauges of workers: those of workers that have left disappear."""
         self._workers.replace(rows)
+
+    def set_kv_pairs(self, pairs: Sequence[KvPairView]) -> None:
+        """Replace the gauge of pairs: those of workers that have left disappear."""
+        self._kv_rate.clear()
+        for pair in pairs:
+            labels = (pair.prefill_worker, pair.decode_worker, pair.transport)
+            if pair.read_bytes_per_s:
+                self._kv_rate.labels(*labels, "requests").set(pair.read_bytes_per_s)
 
 
 class _RequestSeries:

@@ -157,6 +157,18 @@ class WorkerView:
 
 
 @dataclass(frozen=True, slots=True)
+class KvPairView:
+    """How KV goes from a prefill worker to a decode worker."""
+
+    prefill_worker: WorkerId
+    decode_worker: WorkerId
+    transport: str  # the last time
+    num_reads: int = 0  # requests whose KV was verified
+    num_bytes: int = 0  # that came over for them
+    read_bytes_per_s: float = 0.0  # of the latest, the holder's computing in between included
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatusView:
     """A snapshot of the service."""
 
@@ -168,6 +180,7 @@ class ClusterStatusView:
     num_in_flight: int  # requests that have not ended, those in the queue included
     num_tickets: int  # handed out, neither redeemed nor gone
     draining: bool = False  # the router takes no more requests
+    kv_pairs: tuple[KvPairView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,4 +165,5 @@ class RouterApp:
             workers=tuple(
                 WorkerRow(worker.worker_id, worker.role, worker.status) for worker in status.workers
             ),
+            kv_pairs=status.kv_pairs,
         )

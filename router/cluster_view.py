@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdserve.public import KvPairView
 from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits, WorkerStatus
 
 
@@ -33,6 +34,7 @@ class ClusterStatus:
     num_in_flight: int  # requests, those in the queue included
     num_tickets: int  # KV on its way or held for a reader
     draining: bool
+    kv_pairs: tuple[KvPairView, ...] = ()
 
     def num_serving(self, role: Role) -> int:
         """Workers of a role that take new work."""

@@ -156,6 +156,7 @@ class TextBackend:
             num_in_flight=status.num_in_flight,
             num_tickets=status.num_tickets,
             draining=status.draining,
+            kv_pairs=status.kv_pairs,
         )
 
 

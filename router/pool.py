@@ -39,6 +39,7 @@ from router.barred_pairs import BarredPairs
 from router.config import RouterConfig
 from router.fleet import Fleet, WorkerRef, WorkerView
 from router.known_caches import KnownCaches
+from router.kv_pairs import KvPairs
 from router.session import SessionEnd, WorkerSession
 from router.timers import Timers
 
@@ -78,6 +79,7 @@ class WorkerPool:
         self._numbers = itertools.count(1)
         self._sessions: dict[WorkerId, WorkerSession] = {}
         self.caches = KnownCaches(config.prefix_index_blocks)
+        self.pairs = KvPairs()
         self._fleet = Fleet()
         self._num_serving = 0
         self._all_ended = asyncio.Event()
@@ -284,6 +286,7 @@ class WorkerPool:
         if prefill is None or prefill.ref.incarnation != event.incarnation:
             return
         if event.transport:
+            self.pairs.met((event.worker_id, session.ref.worker_id), event.transport)
             logger.info(
                 "kv_way_found", prefill=event.worker_id, decode=session.ref.worker_id,
                 transport=event.transport,
@@ -314,6 +317,7 @@ class WorkerPool:
         del self._sessions[session.ref.worker_id]
         self.caches.leave(session.ref)
         self.barred.forget(session.ref.worker_id)
+        self.pairs.forget(session.ref.worker_id)
         # A worker that said goodbye and a router that stops end a session on purpose.
         logger.at(
             logging.WARNING if end.died else logging.INFO, "worker_lost",

@@ -133,6 +133,7 @@ class Router:
             num_in_flight=len(self._entries),
             num_tickets=sum(entry.flight.has_ticket for entry in self._entries.values()),
             draining=self._draining,
+            kv_pairs=self._pool.pairs.views(),
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -186,6 +187,8 @@ class Router:
         if isinstance(event, Committed):
             prefill, exposed_s = entry.flight.ledger.exposed(now_s)
             self._pool.observe_exposed(prefill, exposed_s, event.timing.num_tokens)
+            if event.epoch == entry.flight.epoch:  # else it came from another one
+                self._pool.pairs.read((prefill, session.ref.worker_id), event.timing)
         self._apply(entry, entry.flight.receive(session.ref, event, now_s))
         if isinstance(event, (Committed, FirstToken)):
             self._wake()  # other answers to the prompt may share its KV now

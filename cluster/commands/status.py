@@ -10,7 +10,7 @@ from cluster.commands.reaching import reaching
 from cluster.config import StatusConfig
 from pdserve.config import build_config
 from pdserve.flags import FlagParser
-from pdserve.public import ClusterStatusView, WorkerView
+from pdserve.public import ClusterStatusView, KvPairView, WorkerView
 from router.client import Client
 
 
@@ -20,17 +20,18 @@ def run_status(argv: Sequence[str]) -> int:
     config = build_config(StatusConfig, "status", parser.parse(argv))
     with reaching(config.grpc_target), Client(config.grpc_target) as client:
         view = client.cluster_status()
-    print(json.dumps(dataclasses.asdict(view), indent=1) if config.json else _text(view))
+    print(json.dumps(dataclasses.asdict(view), indent=1) if config.json else status_text(view))
     return 0
 
 
+_PAIR_COLUMNS = ("KV from", "to", "transport", "requests", "MB", "GB/s in requests")
 _COLUMNS = (
     "worker", "role", "free/total blocks", "cached", "reserved", "queued", "running", "parked",
     "exported", "steps", "device",
 )  # fmt: skip
 
 
-def _text(view: ClusterStatusView) -> str:
+def status_text(view: ClusterStatusView) -> str:
     state = "can serve" if view.can_serve else "cannot serve now"
     state += ", draining" if view.draining else ""
     head = (
@@ -38,13 +39,33 @@ def _text(view: ClusterStatusView) -> str:
         f"requests: {view.num_in_flight} in flight, {view.num_queued} of them queued; "
         f"tickets: {view.num_tickets}"
     )
-    rows = [_COLUMNS, *(_row(worker) for worker in view.workers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [
+    lines = [head, "", *_table([_COLUMNS, *(_row(worker) for worker in view.workers)])]
+    if view.kv_pairs:
+        lines += ["", *_table([_PAIR_COLUMNS, *(_pair(pair) for pair in view.kv_pairs)])]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([head, "", *lines])
+
+
+def _pair(pair: KvPairView) -> tuple[str, ...]:
+    return (
+        pair.prefill_worker,
+        pair.decode_worker,
+        pair.transport,
+        str(pair.num_reads),
+        f"{pair.num_bytes / 1e6:.1f}",
+        _rate(pair.read_bytes_per_s),
+    )
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.2f}" if bytes_per_s else "-"
 
 
 def _row(worker: WorkerView) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    KvPairView,
     RequestRecord,
     SampledToken,
     SamplingOptions,
@@ -226,6 +227,7 @@ def encode_status(view: ClusterStatusView) -> pb.ClusterStatusResponse:
         num_in_flight=view.num_in_flight,
         num_tickets=view.num_tickets,
         draining=view.draining,
+        kv_pairs=[_pair_to_pb(pair) for pair in view.kv_pairs],
     )
 
 
@@ -241,6 +243,29 @@ def decode_status(message: pb.ClusterStatusResponse) -> ClusterStatusView:
         num_in_flight=message.num_in_flight,
         num_tickets=message.num_tickets,
         draining=message.draining,
+        kv_pairs=tuple(_pair_from_pb(pair) for pair in message.kv_pairs),
+    )
+
+
+def _pair_to_pb(pair: KvPairView) -> pb.KvPair:
+    return pb.KvPair(
+        prefill_worker=pair.prefill_worker,
+        decode_worker=pair.decode_worker,
+        transport=pair.transport,
+        num_reads=pair.num_reads,
+        num_bytes=pair.num_bytes,
+        read_bytes_per_s=pair.read_bytes_per_s,
+    )
+
+
+def _pair_from_pb(message: pb.KvPair) -> KvPairView:
+    return KvPairView(
+        prefill_worker=WorkerId(message.prefill_worker),
+        decode_worker=WorkerId(message.decode_worker),
+        transport=message.transport,
+        num_reads=message.num_reads,
+        num_bytes=message.num_bytes,
+        read_bytes_per_s=message.read_bytes_per_s,
     )
 
 

@@ -131,6 +131,7 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         status = self._status()
         self._metrics.set_workers(status.workers)
+        self._metrics.set_kv_pairs(status.kv_pairs)
         self._metrics.set_queue_len(status.num_queued)
         return Response(self._metrics.render(), headers={"content-type": METRICS_CONTENT_TYPE})
 

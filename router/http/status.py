@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pdserve.metrics import WorkerRow
+from pdserve.public import KvPairView
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ServiceStatus:
     problem: str = ""
     num_queued: int = 0  # requests waiting at the router for a dispatch
     workers: tuple[WorkerRow, ...] = ()
+    kv_pairs: tuple[KvPairView, ...] = ()
 
 
 StatusSource = Callable[[], ServiceStatus]

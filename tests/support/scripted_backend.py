@@ -10,6 +10,7 @@ from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
     GenerateJob,
+    KvPairView,
     RequestRecord,
     Usage,
     WorkerView,
@@ -59,6 +60,7 @@ STATUS = ClusterStatusView(
     num_queued=4,
     num_in_flight=5,
     num_tickets=6,
+    kv_pairs=(KvPairView(WorkerId("p0"), WorkerId("d0"), "shm", 3, 4096, 2e9),),
 )
 ANSWER = (
     GenerateDelta("Hello", (5,)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdserve.messages import FirstToken, Tokens
-from pdserve.types import FinishReason, Leg, PrefillTiming, RequestId, Role
+from pdserve.types import FinishReason, KvTiming, Leg, PrefillTiming, RequestId, Role
 from support.router_bench import RouterBench
 from support.scripted_worker import settle, token_event
 
@@ -25,8 +25,11 @@ async def test_prefill_gives_the_first_token_and_decode_the_rest() -> None:
         assert bench.router.status().num_tickets == 1
         await prefill.first_token(to_prefill, 10)
         assert reader.token_ids == [10]
-        await decode.commit(to_decode)
+        await decode.commit(to_decode, KvTiming("tcp", 5, 4000, 0.5))
         await prefill.end(to_prefill)
+        (pair,) = bench.router.status().kv_pairs
+        assert (pair.prefill_worker, pair.decode_worker) == ("P1", "D1")
+        assert (pair.transport, pair.num_bytes, pair.read_bytes_per_s) == ("tcp", 4000, 8000)
         assert bench.router.status().num_tickets == 0
         await decode.tokens(to_decode, 0, [10, 11])
         await decode.tokens(to_decode, 2, [12])

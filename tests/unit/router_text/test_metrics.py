@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdserve.metrics import ServiceMetrics, WorkerRow
+from pdserve.public import KvPairView
 from pdserve.request_timing import RequestTiming
 from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
 
@@ -92,6 +93,18 @@ def test_rows_of_workers_that_left_disappear() -> None:
     metrics.set_workers(rows[:1])
     assert value(metrics, "worker_blocks", worker="d0", role="decode", state="free") is None
     assert value(metrics, "workers", role="decode") == 0
+
+
+def test_rates_of_pairs_go_with_their_workers() -> None:
+    metrics = ServiceMetrics()
+    pair = KvPairView(WorkerId("p0"), WorkerId("d0"), "shm", 2, 100, 1.5e9)
+    labels = {"prefill": "p0", "decode": "d0", "transport": "shm"}
+    metrics.set_kv_pairs([pair, KvPairView(WorkerId("p1"), WorkerId("d0"), "tcp")])
+    assert value(metrics, "kv_pair_bytes_per_second", **labels, measured="requests") == 1.5e9
+    assert value(metrics, "kv_pair_bytes_per_second", prefill="p1", decode="d0",
+                 transport="tcp", measured="requests") is None  # fmt: skip
+    metrics.set_kv_pairs([])
+    assert value(metrics, "kv_pair_bytes_per_second", **labels, measured="requests") is None
 
 
 def test_two_services_share_nothing() -> None:

@@ -1,0 +1,70 @@
+"""How KV goes between each prefill and decode worker, as their reads tell it: for people.
+
+One entry a pair that was tried or used: the transport, what reads moved and how fast. A read's time
+is that of its ledger (first frame to verified commit) and contains the holder's waiting for its own
+chunks, so the figure is what requests got, a lower bound of what the way can carry. Nothing is
+decided by it. Pure; a worker that leaves takes its pairs along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdserve.public import KvPairView
+from pdserve.types import KvTiming, WorkerId
+
+KEPT = 0.9  # of the weight of earlier reads, at each new one
+
+Pair = tuple[WorkerId, WorkerId]  # prefill, decode
+
+
+@dataclass(slots=True)
+class _Way:
+    transport: str = ""
+    num_reads: int = 0
+    num_bytes: int = 0
+    recent_bytes: float = 0.0
+    recent_s: float = 0.0
+
+
+class KvPairs:
+    def __init__(self) -> None:
+        self._ways: dict[Pair, _Way] = {}
+
+    def met(self, pair: Pair, transport: str) -> None:
+        """The decode worker reached the prefill worker by this transport."""
+        self._way(pair).transport = transport
+
+    def read(self, pair: Pair, timing: KvTiming) -> None:
+        """KV was verified; nothing came over if all of it was there already."""
+        way = self._way(pair)
+        way.transport = timing.transport
+        way.num_reads += 1
+        way.num_bytes += timing.num_bytes
+        way.recent_bytes = KEPT * way.recent_bytes + timing.num_bytes
+        way.recent_s = KEPT * way.recent_s + timing.transfer_s
+
+    def forget(self, worker_id: WorkerId) -> None:
+        """The worker is gone."""
+        self._ways = {pair: way for pair, way in self._ways.items() if worker_id not in pair}
+
+    def views(self) -> tuple[KvPairView, ...]:
+        return tuple(_view(pair, way) for pair, way in sorted(self._ways.items(), key=_by_pair))
+
+    def _way(self, pair: Pair) -> _Way:
+        return self._ways.setdefault(pair, _Way())
+
+
+def _by_pair(item: tuple[Pair, _Way]) -> Pair:
+    return item[0]
+
+
+def _view(pair: Pair, way: _Way) -> KvPairView:
+    return KvPairView(
+        prefill_worker=pair[0],
+        decode_worker=pair[1],
+        transport=way.transport,
+        num_reads=way.num_reads,
+        num_bytes=way.num_bytes,
+        read_bytes_per_s=way.recent_bytes / way.recent_s if way.recent_s > 0 else 0.0,
+    )
