@@ -3,14 +3,16 @@
 Arrays (policy.py) cost some fifty microseconds however few their rows are, which is most of what a
 decision may take where there are two workers. So the usual demand (a prefill and a decode worker by
 cost, none preferred, avoided or barred) is first tried in plain numbers: the same formulas
-(costs.py) in the same order of operations, so that both choose alike to the last bit. Whatever is
-not so, or finds no room, is policy.py's, which also says why. Pure.
+(costs.py) in the same order of operations, so that both choose alike to the last bit; comparisons
+instead of ``min`` and ``max``, which are calls. Whatever is not so, or finds no room, is
+policy.py's, which also says why. Pure.
 """
 
 from __future__ import annotations
 
 from math import ceil
 
+from pdserve.types import Role
 from router.fleet import Column, Fleet
 from router.local_prefill import PrefillPlace
 from router.placement import Demand, Placement, PolicyLimits
@@ -51,14 +53,16 @@ def _prefill_row(demand: Demand, fleet: Fleet, limits: PolicyLimits, known: list
     """Of the best prefill worker with room; -1: none."""
     num_tokens, total = demand.num_context_tokens, demand.max_total_tokens
     hung_after_s, window = limits.hung_after_s, limits.dispatch_window_chunks
+    whole = num_tokens * num_tokens
     best, best_cost = -1, (0.0, 0.0, 0.0)
-    for row, numbers in enumerate(fleet.rows):
+    rows = fleet.rows
+    for row in fleet.rows_of[Role.PREFILL]:
         (
-            is_prefill, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
+            _, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
             ahead, _, _, _, max_len, chunk, exposed, fixed, linear, squared, _, _, _,
-        ) = numbers  # fmt: skip
+        ) = rows[row]  # fmt: skip
         if (
-            not is_prefill or not is_open or is_blocked or step_age_s > hung_after_s
+            not is_open or is_blocked or step_age_s > hung_after_s
             or total > max_len or total > total_blocks * block_size
             or num_tokens > free_blocks * block_size
         ):  # fmt: skip
@@ -66,12 +70,13 @@ def _prefill_row(demand: Demand, fleet: Fleet, limits: PolicyLimits, known: list
         queue_s = fixed * ceil(ahead / chunk) + linear * ahead
         if ahead >= window * chunk and queue_s >= limits.dispatch_window_s:
             continue
-        start = min(known[row], (num_tokens - 1) // block_size * block_size)
+        start, computable = known[row], (num_tokens - 1) // block_size * block_size
+        if start > computable:
+            start = computable
         left = num_tokens - start
-        compute_s = (
-            fixed * ceil(left / chunk) + linear * left + squared * (num_tokens**2 - start**2)
-        )
-        cost = (queue_s + compute_s + exposed * min(num_tokens, chunk), ahead, -free_blocks)
+        compute_s = fixed * ceil(left / chunk) + linear * left + squared * (whole - start * start)
+        last_chunk = num_tokens if num_tokens < chunk else chunk
+        cost = (queue_s + compute_s + exposed * last_chunk, ahead, -free_blocks)
         if best < 0 or cost < best_cost:
             best, best_cost = row, cost
     return best
@@ -85,22 +90,25 @@ def _decode_row(
     expected = demand.expected_total_tokens or total
     hung_after_s = limits.hung_after_s
     best, best_cost = -1, (0.0, 0.0, 0.0)
-    for row, numbers in enumerate(fleet.rows):
+    rows = fleet.rows
+    for row in fleet.rows_of[Role.DECODE]:
         (
-            is_prefill, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
+            _, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
             ahead, kv_tokens, batch, max_legs, max_len, _, _, _, _, _, fixed, per_leg, per_token,
-        ) = numbers  # fmt: skip
+        ) = rows[row]  # fmt: skip
         if (
-            is_prefill or not is_open or is_blocked or step_age_s > hung_after_s
+            not is_open or is_blocked or step_age_s > hung_after_s
             or total > max_len or total > total_blocks * block_size
             or num_tokens + 1 > free_blocks * block_size or batch >= max_legs
         ):  # fmt: skip
             continue
         added_s = per_leg + per_token * num_tokens
         step_s = fixed + per_leg * batch + per_token * kv_tokens + added_s
-        short = max(ceil(expected / block_size) - free_blocks, 0.0)
-        missing = max(num_tokens - known[row], 0.0)
-        cost_s = step_s + batch * added_s + shipped_s * missing + short * step_s
+        missing = num_tokens - known[row]
+        cost_s = step_s + batch * added_s + shipped_s * (missing if missing > 0.0 else 0.0)
+        short = ceil(expected / block_size) - free_blocks
+        if short > 0.0:
+            cost_s += short * step_s
         cost = (cost_s, ahead, -free_blocks)
         if best < 0 or cost < best_cost:
             best, best_cost = row, cost

@@ -101,8 +101,10 @@ class Fleet:
     def __init__(self) -> None:
         self.views: list[WorkerView] = []
         self._data = np.zeros((len(Columns._fields), 8))
-        self.columns = Columns(*self._data[:, :0])
+        self._columns = Columns(*self._data[:, :0])
+        self._unwritten: set[int] = set()  # rows whose numbers are not in ``_data`` yet
         self.rows: list[Sequence[float]] = []  # each in the order of ``Columns``
+        self.rows_of: dict[Role, list[int]] = {role: [] for role in Role}
         self.row_of: dict[WorkerRef, int] = {}
         self.is_measured = False  # both kinds of steps, by some worker
         self.spaces: dict[tuple[str, int], Rows] = {}  # (fingerprint, block size): whose hashes
@@ -116,6 +118,12 @@ class Fleet:
 
     def __len__(self) -> int:
         return len(self.views)
+
+    @property
+    def columns(self) -> Columns:
+        """Written when they are asked for: few workers are placed by their rows alone."""
+        self._write()
+        return self._columns
 
     def refresh(self, views: Sequence[WorkerView]) -> None:
         """Take over what is different."""
@@ -131,14 +139,15 @@ class Fleet:
         if not same_workers:
             changed = list(range(len(views)))
             self.rows = [()] * len(views)
+            self._unwritten.clear()
         self.views = list(views)
         if len(views) > self._data.shape[1]:
             self._data = np.zeros((len(Columns._fields), 2 * len(views)))
         guessed = not same_workers or self._has_guesses
         for row in changed:
-            numbers = _numbers(views[row])
-            self.rows[row] = self._data[:, row] = numbers
+            self.rows[row] = numbers = _numbers(views[row])
             guessed = guessed or not _is_measured(numbers)
+        self._unwritten.update(changed)
         if not same_workers:
             self._renamed()
         if guessed:
@@ -155,8 +164,16 @@ class Fleet:
                 mask[row] = ref.worker_id in worker_ids
         return mask
 
+    def _write(self) -> None:
+        for row in self._unwritten:
+            self._data[:, row] = self.rows[row]
+        self._unwritten.clear()
+
     def _renamed(self) -> None:
         self.row_of = {view.ref: row for row, view in enumerate(self.views)}
+        self.rows_of = {
+            role: [row for row, view in enumerate(self.views) if view.role is role] for role in Role
+        }
         by_space: dict[tuple[str, int], list[int]] = {}
         for row, view in enumerate(self.views):
             by_space.setdefault((view.fingerprint, view.block_size), []).append(row)
@@ -164,6 +181,7 @@ class Fleet:
 
     def _fill_in_costs(self) -> None:
         """Make the columns anew, with an estimate in place of what was not measured."""
+        self._write()
         data = self._data[:, : len(self.views)]
         costs = data[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
         nominal = (*NOMINAL.prefill.coefficients, *NOMINAL.decode.coefficients)
@@ -181,7 +199,7 @@ class Fleet:
             if known.any():
                 rest = three[:, known].mean(axis=1)
             filled += list(np.where(known, three, rest[:, None]))
-        self.columns = Columns(*data[:_FIRST_COST], *filled)
+        self._columns = Columns(*data[:_FIRST_COST], *filled)
         if self._has_guesses:
             self.rows = np.array(self.columns).T.tolist()
 

@@ -78,7 +78,7 @@ class KnownCaches:
     def num_known(self, ref: WorkerRef, hashes: Hashes) -> int:
         """Blocks of this chain that the worker has told of, from its start on."""
         worker = self._workers[ref]
-        depth = int(self.index.depths(hashes)[worker.bit])
+        depth = self.index.depth(worker.bit, hashes)
         told = itertools.takewhile(
             lambda each: each not in worker.expected, hashes[:depth].tolist()
         )
@@ -95,10 +95,17 @@ class KnownCaches:
 
     def cached_tokens(self, fleet: Fleet, hashes: Mapping[Space, Hashes]) -> Column:
         """For each row how many tokens of a context it has; ``hashes`` by space (fleet.spaces)."""
+        of_space: dict[Space, Column] = {
+            space: self.index.depths(chain)[self._bits_of(fleet, space)].astype(np.float64)
+            * space[1]
+            for space, chain in hashes.items()
+        }
+        if len(of_space) == len(fleet.spaces) == 1:
+            (cached,) = of_space.values()  # rows of the one space are all rows, in order
+            return cached
         cached = np.zeros(len(fleet))
-        for space, chain in hashes.items():
-            bits = self._bits_of(fleet, space)
-            cached[fleet.spaces[space]] = self.index.depths(chain)[bits] * space[1]
+        for space, of_rows in of_space.items():
+            cached[fleet.spaces[space]] = of_rows
         return cached
 
     def _bits_of(self, fleet: Fleet, space: Space) -> Rows:

@@ -133,10 +133,14 @@ def test_a_fleet_that_is_renewed_is_as_one_made_anew() -> None:
         [views[0], view("P1", queued_tokens=7), views[2]],
         views[1:],
         [*views, *(view(f"D{number}", num_running=number) for number in range(1, 20))],
+        [view("P1", num_running=3), *views[2:]],  # rows of before are not written into these
         [],
     ):
         fleet.refresh(changed)
+        fleet.refresh(changed := [*changed[:-1], *(replace(each) for each in changed[-1:])])
         anew = Fleet.of(changed)
+        assert fleet.rows == anew.rows
+        assert fleet.rows_of == anew.rows_of
         assert np.array_equal(np.array(fleet.columns), np.array(anew.columns))
         assert (fleet.row_of, fleet.views) == (anew.row_of, anew.views)
 

@@ -79,6 +79,7 @@ def test_halving_finds_what_a_walk_finds(num_workers: int) -> None:
             index.store(bit, hashes[: draw.randrange(len(hashes) + 1)])
         assert np.array_equal(index.depths(hashes), index.walk(hashes))
         assert np.array_equal(index.depths(hashes[:1]), index.walk(hashes[:1]))
+        assert [index.depth(bit, hashes) for bit in bits] == index.walk(hashes).tolist()
     assert index.depths(hashes[:0]).tolist() == index.walk(hashes[:0]).tolist() == [0] * num_workers
 
 
@@ -100,6 +101,20 @@ def test_a_walk_ends_at_the_first_gap() -> None:
     for gap in (299, 150, 32, 1, 0):
         index.evict(bit, hashes[gap : gap + 1])
         assert index.walk(hashes).tolist() == [gap]
+
+
+def test_a_hash_is_not_found_in_the_bytes_of_two_neighbours() -> None:
+    index = PrefixIndex(8)  # one bucket
+    bit = index.add_worker()
+    # In memory the second half of one and the first half of the next spell ``straddling``.
+    neighbours = np.array([0x22222222_00000000, 0x44444444_11111110], dtype=np.uint64)
+    straddling = np.array([0x11111110_22222222], dtype=np.uint64)
+    index.store(bit, neighbours[:1])
+    index.store(bit, neighbours[1:])
+    assert straddling.tobytes() in index._bytes[:], "the case is there"
+    assert index.depth(bit, straddling) == index.depths(straddling)[bit] == 0
+    index.store(bit, straddling)
+    assert index.depth(bit, straddling) == index.depths(straddling)[bit] == 1
 
 
 def test_a_bit_used_again_knows_nothing() -> None:
