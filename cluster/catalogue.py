@@ -15,6 +15,7 @@ from cluster.batch.config import BatchConfig
 from cluster.compare.config import CompareConfig
 from cluster.config import (
     DoctorConfig,
+    ExplainConfig,
     GenerateConfig,
     ModelConfig,
     ServeConfig,
@@ -87,6 +88,7 @@ CATALOGUE: tuple[Section, ...] = (
     Section("generate", GenerateConfig, "`pdserve generate`"),
     Section("status", StatusConfig, "`pdserve status`"),
     Section("trace", TraceCommandConfig, "`pdserve trace`"),
+    Section("explain", ExplainConfig, "`pdserve explain`"),
     Section("model", ModelConfig, "`pdserve model`"),
     Section("doctor", DoctorConfig, "`pdserve doctor`, besides the options of `pdserve serve`"),
 )

@@ -41,6 +41,9 @@ COMMANDS = {
     "generate": Command("cluster.commands.generate", "run_generate", "send one prompt"),
     "status": Command("cluster.commands.status", "run_status", "workers and load of a service"),
     "trace": Command("cluster.commands.trace", "run_trace", "where the time of a request went"),
+    "explain": Command(
+        "cluster.commands.explain", "run_explain", "why a request went to its workers"
+    ),
     "model": Command("cluster.commands.model", "run_model", "prepare or describe a model"),
     "doctor": Command("cluster.commands.doctor", "run_doctor", "check this host for a service"),
     "config": Command("cluster.commands.config", "run_config", "options: values and origins"),

@@ -92,6 +92,15 @@ class TraceCommandConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainConfig:
+    grpc_target: GrpcTarget = DEFAULT_GRPC_TARGET
+    json: Json = False
+    candidates: Annotated[
+        int, Option("most workers shown for each part of a request", unit="workers", low=1)
+    ] = 16  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     dtype: Dtype = DEFAULT_DTYPE
     weights: Weights = DEFAULT_WEIGHTS

@@ -38,7 +38,8 @@ ENVIRONMENT_PREFIX = "PDSERVE_"
 ROLE_SECTIONS = ("serve", "router", "prefill", "decode")
 SHARED_SECTIONS = ("engine", "transfer", "tracing", "process", "log")
 COMMAND_SECTIONS = (
-    "batch", "compare", "generate", "status", "trace", "model", "doctor", "ray", "cluster",
+    "batch", "compare", "generate", "status", "trace", "explain", "model", "doctor", "ray",
+    "cluster",
 )  # fmt: skip
 SECTIONS = (*ROLE_SECTIONS, *SHARED_SECTIONS, *COMMAND_SECTIONS)
 

@@ -109,6 +109,13 @@ class UnknownRequest(RequestError):
     openai_type = "invalid_request_error"
 
 
+class UnknownDecision(UnknownRequest):
+    """No routing decision is kept of a request of that name."""
+
+    code = "decision_not_found"
+    next_step = "--explain-requests of the router says how many are kept; `last` is the newest"
+
+
 class Overloaded(RequestError):
     """The queue is full or the deadline cannot be met."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pdserve.errors import InvalidRequest
+from pdserve.explained import RequestDecisions
 from pdserve.request_start import AT_ONCE, Arrival
 from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
@@ -229,3 +230,6 @@ class InferenceBackend(Protocol):
 
     def request_record(self, request_id: str) -> RequestRecord:
         """What is kept of a request that has ended. Raises UnknownRequest."""
+
+    def explain(self, request_id: str) -> RequestDecisions:
+        """Why one of the latest requests went where it went. Raises UnknownDecision."""

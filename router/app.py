@@ -77,7 +77,7 @@ class RouterApp:
             f"{config.listen}:{config.grpc_port}",
             [
                 InferenceServer(
-                    TextBackend(text, self.router.status, recent),
+                    TextBackend(text, self.router.status, recent, self.router.explain),
                     stalled_write_s=config.stalled_write_s,
                     clock=clock,
                 )

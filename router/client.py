@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, TypedDict, Unpack
 
 from pdserve.errors import InvalidRequest
+from pdserve.explained import RequestDecisions
 from pdserve.public import (
     ChatMessage,
     ClusterStatusView,
@@ -47,6 +48,7 @@ __all__ = [
     "GenerateDelta",
     "GenerateOptions",
     "ModelInfo",
+    "RequestDecisions",
     "RequestRecord",
     "TextStream",
     "ToolCall",
@@ -121,6 +123,10 @@ class Client:
         """What is kept of a request that has ended; "last": the newest. Raises UnknownRequest."""
         return self._stub.request_record(request_id)
 
+    def explain(self, request_id: str) -> RequestDecisions:
+        """Why it went where it went, or waits; "last": the newest. Raises UnknownDecision."""
+        return self._stub.explain(request_id)
+
     def close(self) -> None:
         """Ends what still runs."""
         self._stub.close()
@@ -153,6 +159,9 @@ class AsyncClient:
 
     async def request_record(self, request_id: str) -> RequestRecord:
         return await self._stub.request_record(request_id)
+
+    async def explain(self, request_id: str) -> RequestDecisions:
+        return await self._stub.explain(request_id)
 
     async def close(self) -> None:
         """Ends what still runs."""

@@ -159,6 +159,14 @@ class RouterConfig:
             high=1_000_000,
         ),
     ] = 1000  # fmt: skip
+    explain_requests: Annotated[
+        int,
+        Option(
+            "latest requests whose routing decisions are kept for `pdserve explain`; fewer of them"
+            " among hundreds of workers: 65,536 workers looked at are kept in all",
+            unit="requests", low=0, high=1_000_000,
+        ),
+    ] = 1000  # fmt: skip
     pair_bar_s: Annotated[
         float, Option("first pause of a pair that could not move KV; doubles", unit="s", low=0.01)
     ] = 1.0

@@ -11,18 +11,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pdserve.clock import Clock
+from pdserve.explained import RequestDecisions
 from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
 from router.deadlines import least_service_s
-from router.explanation import explain, workers_of
+from router.decision_log import Considered, DecisionLog, KeptDecision, KeptRequest
+from router.explanation import (
+    explained,
+    explained_request,
+    explanation_text,
+    workers_of,
+)
 from router.fleet import Column
 from router.flight import Flight
 from router.local_prefill import LocalLimits, PrefillPlace
 from router.policy import (
     Colocated,
-    Decision,
     Demand,
     Fleet,
     Placement,
@@ -32,6 +38,7 @@ from router.policy import (
     place,
 )
 from router.pool import WorkerPool
+from router.recent_requests import newest_called
 from router.request_queue import RequestQueue
 from router.route_policy import RoutePolicy
 from router.session_homes import SessionHomes
@@ -49,6 +56,7 @@ class Dispatcher:
         self._ticket_ttl_s = config.ticket_ttl_s
         self._ticket_numbers = itertools.count(1)
         self._homes = SessionHomes()
+        self._log = DecisionLog(config.explain_requests)
         self._limits = PolicyLimits(
             dispatch_window_chunks=config.dispatch_window_chunks,
             dispatch_window_s=config.dispatch_window_ms / 1000,
@@ -70,13 +78,15 @@ class Dispatcher:
         """
         looked_at: list[tuple[Flight, Waiting | None]] = []
         fleet = self._pool.fleet()
-        for flight, decision in self._decisions(fleet):
+        for flight, considered in self._decisions(fleet):
+            decision = considered.decision
             if isinstance(decision, Unplaced):
                 looked_at.append((flight, decision.reason))
                 if decision.reason.holds_up_others:
                     break
             else:
                 looked_at.append((flight, None))
+                self._note(flight, considered, fleet)
                 self._queue.remove(flight)
                 if not flight.was_dispatched:
                     self._queue.charge(flight)
@@ -86,7 +96,7 @@ class Dispatcher:
 
     def why_waiting(self, flight: Flight) -> Waiting | None:
         """Why this queued request cannot go, whoever stands before it; None if it could."""
-        decision = self._decide(flight, flight.demand(), self._pool.fleet())
+        decision = self._decide(flight, flight.demand(), self._pool.fleet()).decision
         return decision.reason if isinstance(decision, Unplaced) else None
 
     def cancel(self, flight: Flight, action: CancelLeg) -> None:
@@ -94,25 +104,62 @@ class Dispatcher:
         if session is not None:
             session.cancel(flight.request.request_id, action.leg.epoch, action.reason)
 
-    def _decisions(self, fleet: Fleet) -> Iterator[tuple[Flight, Decision]]:
+    # --- for people -------------------------------------------------------------------------
+
+    def explain(self, wanted: str) -> RequestDecisions:
+        """Where a request went and why, or why it waits.
+
+        Raises:
+            UnknownDecision: nothing is kept of it, and it is not queued.
+        """
+        queued = {flight.request.request_id: flight for flight in self._queue}
+        kept = self._log.find(wanted)
+        request_id = newest_called(queued, wanted) if kept is None else kept.request_id
+        flight = None if request_id is None else queued.get(request_id)
+        if flight is not None and (kept is None or kept.arrival != flight.arrival):
+            kept = _blank(flight)
+        if kept is None:
+            raise self._log.unknown(wanted)
+        waiting = None
+        if flight is not None:
+            fleet = self._pool.fleet()
+            considered = self._decide(flight, flight.demand(), fleet)
+            waiting = KeptDecision(0, self._clock.now(), considered, tuple(fleet.views))
+        return explained_request(kept, waiting, self._limits)
+
+    def failed(self, flight: Flight, cause: str) -> None:
+        """The attempt under way cannot go on."""
+        self._log.failed(flight.request.request_id, flight.epoch, cause)
+
+    def refused(self, flight: Flight, cause: str) -> None:
+        """It is taken out of the queue unsent, before its time."""
+        fleet = self._pool.fleet()
+        considered = self._decide(flight, flight.demand(), fleet)
+        self._log.keep(_blank(flight), 0, self._clock.now(), considered, fleet)
+        self._log.failed(flight.request.request_id, 0, cause)
+
+    # --- choosing -----------------------------------------------------------------------------
+
+    def _decisions(self, fleet: Fleet) -> Iterator[tuple[Flight, Considered]]:
         """One for each queued request, in order; ``fleet`` is renewed by the caller in place."""
         # A pool without workers is so for all who need it: with a long queue that must be cheap.
-        missing: dict[bool, Unplaced] = {}
+        missing: dict[bool, Considered] = {}
         for flight in self._queue:
             demand = flight.demand()
             placed = demand.redeem_at or demand.share_at
             if placed is None and demand.needs_decode in missing:
                 yield flight, missing[demand.needs_decode]
                 continue
-            decision = self._decide(flight, demand, fleet)
+            considered = self._decide(flight, demand, fleet)
+            decision = considered.decision
             if self._is_too_late(flight, demand, fleet):
-                decision = Unplaced(Waiting.TOO_LATE)
+                considered = considered._replace(decision=Unplaced(Waiting.TOO_LATE))
             elif isinstance(decision, Unplaced) and demand.redeem_at is None:
                 if decision.reason in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER):
-                    missing[demand.needs_decode] = decision
+                    missing[demand.needs_decode] = considered
             elif isinstance(decision, Unplaced) and decision.reason is Waiting.BARRED:
-                decision = self._elsewhere(flight, fleet) or decision
-            yield flight, decision
+                considered = self._elsewhere(flight, fleet) or considered
+            yield flight, considered
 
     def _is_too_late(self, flight: Flight, demand: Demand, fleet: Fleet) -> bool:
         """Whether it would only take time from others: nothing is computed yet, nor can be in
@@ -122,31 +169,32 @@ class Dispatcher:
         least_s = least_service_s(demand, fleet, self._cached_tokens(flight, fleet))
         return least_s is not None and self._clock.now() + least_s > flight.deadline_s
 
-    def _elsewhere(self, flight: Flight, fleet: Fleet) -> Placement | None:
+    def _elsewhere(self, flight: Flight, fleet: Fleet) -> Considered | None:
         """For KV that no decode worker can fetch just now: another prefill worker, if one can."""
-        decision = self._decide(flight, flight.fresh_demand(), fleet)
-        if not isinstance(decision, Placement):
+        considered = self._decide(flight, flight.fresh_demand(), fleet)
+        if not isinstance(considered.decision, Placement):
             return None
         for action in flight.give_up_ticket("no decode worker can fetch it"):
             self.cancel(flight, action)
-        return decision
+        return considered
 
-    def _decide(self, flight: Flight, demand: Demand, fleet: Fleet) -> Decision:
+    def _decide(self, flight: Flight, demand: Demand, fleet: Fleet) -> Considered:
         barred = self._pool.barred.active(self._clock.now())
-        demand = self._as_preferred(flight, demand)
-        return place(demand, fleet, self._limits, barred, self._cached_tokens(flight, fleet))
-
-    def _as_preferred(self, flight: Flight, demand: Demand) -> Demand:
-        hints = flight.hints
-        home = self._homes.of(hints.tenant, hints.session)
-        return replace(demand, prefer=home) if home else demand
-
-    def _explain(self, flight: Flight, choice: Placement | Colocated) -> None:
-        """Before it is sent: what the choice was made from."""
-        fleet = self._pool.fleet()
-        demand = self._as_preferred(flight, flight.demand())
+        home = self._homes.of(flight.hints.tenant, flight.hints.session)
+        if home:
+            demand = replace(demand, prefer=home)
         cached = self._cached_tokens(flight, fleet)
-        flight.ledger.explained(explain(demand, fleet, self._limits, cached, choice))
+        decision = place(demand, fleet, self._limits, barred, cached)
+        return Considered(decision, demand, cached, barred)
+
+    def _note(self, flight: Flight, considered: Considered, fleet: Fleet) -> None:
+        """Before it is sent: what the choice was made from."""
+        attempt, now_s = flight.epoch + 1, self._clock.now()
+        self._log.keep(_blank(flight), attempt, now_s, considered, fleet)
+        if flight.hints.explain:
+            kept = KeptDecision(attempt, now_s, considered, tuple(fleet.views))
+            decision = explained(kept, flight.ledger.started_s, self._limits, max_candidates=8)
+            flight.ledger.explained(explanation_text(decision))
 
     def _cached_tokens(self, flight: Flight, fleet: Fleet) -> Column | None:
         if self._limits.policy is not RoutePolicy.COST:
@@ -156,8 +204,6 @@ class Dispatcher:
 
     def _send(self, flight: Flight, choice: Placement | Colocated) -> None:
         ticket = None
-        if flight.hints.explain:
-            self._explain(flight, choice)
         workers = frozenset(ref.worker_id for ref in workers_of(choice))
         self._homes.went(flight.hints.tenant, flight.hints.session, workers)
         if isinstance(choice, Placement) and choice.decode is not None:
@@ -197,3 +243,10 @@ class Dispatcher:
             num_tokens=0,
             expires_in_s=self._ticket_ttl_s,
         )
+
+
+def _blank(flight: Flight) -> KeptRequest:
+    request = flight.request
+    return KeptRequest(
+        request.request_id, flight.arrival, flight.ledger.started_s, bool(request.cache_salt)
+    )

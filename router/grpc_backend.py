@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from pdserve.errors import PdserveError, UnknownModel
+from pdserve.errors import PdserveError, UnknownDecision, UnknownModel
+from pdserve.explained import RequestDecisions
 from pdserve.public import ChatMessage as PublicMessage
 from pdserve.public import (
     ClusterStatusView,
@@ -125,11 +126,14 @@ class TextBackend:
         service: TextService,
         status: Callable[[], ClusterStatus],
         recent: RecentRequests | None = None,
+        explain: Callable[[str], RequestDecisions] | None = None,
     ) -> None:
-        """``status`` gives a snapshot of the cluster whenever it is called."""
+        """``status`` gives a snapshot of the cluster whenever it is called, ``explain`` the routing
+        decisions of a request."""
         self._service = service
         self._status = status
         self._recent = RecentRequests(0) if recent is None else recent
+        self._explain = explain or _nothing_kept
 
     async def generate(self, job: GenerateJob, *, arrival: Arrival = AT_ONCE) -> TextStream:
         """Raises UnknownModel, and what TextService.start_all raises."""
@@ -145,6 +149,10 @@ class TextBackend:
         """Raises UnknownRequest."""
         return self._recent.find(request_id)
 
+    def explain(self, request_id: str) -> RequestDecisions:
+        """Raises UnknownDecision."""
+        return self._explain(request_id)
+
     def cluster_status(self) -> ClusterStatusView:
         status = self._status()
         return ClusterStatusView(
@@ -158,6 +166,10 @@ class TextBackend:
             draining=status.draining,
             kv_pairs=status.kv_pairs,
         )
+
+
+def _nothing_kept(request_id: str) -> RequestDecisions:
+    raise UnknownDecision(f"no routing decision of {request_id!r}: none are kept")
 
 
 def _text_jobs(job: GenerateJob) -> tuple[TextJob, ...]:

@@ -42,6 +42,11 @@ class Ledger:
         self._decode_worker = ""
         self._first_epoch: int | None = None  # of the attempt that gave token 0
 
+    @property
+    def started_s(self) -> float:
+        """When the request came, on the router's clock."""
+        return self._stamps.started_s
+
     def dispatched(
         self,
         now_s: float,

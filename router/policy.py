@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,16 @@ __all__ = [
     "Colocated", "Decision", "Demand", "Fleet", "Placement", "PolicyLimits", "RoutePolicy",
     "Unplaced", "Waiting", "WorkerRef", "WorkerView", "place", "place_among_many",
 ]  # fmt: skip
+
+
+class LocalOffer(NamedTuple):
+    """The decode worker that could compute a prompt soonest, against the best prefill worker."""
+
+    worker: WorkerRef
+    num_left: int  # tokens that are not cached there
+    local_s: float
+    remote_s: float
+
 
 NO_PAIRS: frozenset[tuple[WorkerId, WorkerId]] = frozenset()
 NOT_A_WORKER = WorkerRef(WorkerId(""), "", 0)
@@ -68,7 +79,7 @@ def place_among_many(
     cached: Column,
 ) -> Decision:
     """``place`` in full: every kind of demand, all workers at once."""
-    look = _Look(demand, fleet, limits, cached)
+    look = Look(demand, fleet, limits, cached)
     if demand.waits:
         return Unplaced(Waiting.OTHER_ANSWER)
     if (shared := _beside_the_other(look)) is not None:
@@ -80,8 +91,8 @@ def place_among_many(
     return _place_apart(look, barred)
 
 
-class _Look:
-    """One request against one fleet."""
+class Look:
+    """One request against one fleet: who could take it, and in what order."""
 
     def __init__(self, demand: Demand, fleet: Fleet, limits: PolicyLimits, cached: Column) -> None:
         columns = fleet.columns
@@ -179,9 +190,7 @@ class _Look:
         return [views[row].ref for row in (ranked[:num] if num else ranked).tolist()]
 
 
-def _place_apart(
-    look: _Look, barred: Collection[tuple[WorkerId, WorkerId]]
-) -> Placement | Unplaced:
+def _place_apart(look: Look, barred: Collection[tuple[WorkerId, WorkerId]]) -> Placement | Unplaced:
     """A prefill worker and a decode worker."""
     demand = look.demand
     prefills, decodes = look.usable & look.is_prefill, look.usable & ~look.is_prefill
@@ -204,7 +213,7 @@ def _place_apart(
     return _pair(look, prefills, decodes, barred)
 
 
-def _beside_the_other(look: _Look) -> Colocated | None:
+def _beside_the_other(look: Look) -> Colocated | None:
     """Where another answer to the prompt has brought its KV, if there is room for this one too."""
     demand, row = look.demand, look.fleet.row_of.get(look.demand.share_at or NOT_A_WORKER)
     if row is None or look.fleet.views[row].ref.worker_id in demand.avoid:
@@ -220,7 +229,7 @@ def _beside_the_other(look: _Look) -> Colocated | None:
 
 
 def _pair(
-    look: _Look,
+    look: Look,
     prefills: Mask,
     decodes: Mask,
     barred: Collection[tuple[WorkerId, WorkerId]],
@@ -239,7 +248,7 @@ def _pair(
     return Unplaced(Waiting.BARRED)
 
 
-def _place_local(look: _Look) -> Colocated | Unplaced | None:
+def _place_local(look: Look) -> Colocated | Unplaced | None:
     """At a decode worker although there are, or should be, prefill workers; None: not there."""
     limits, prefills = look.limits.local, look.usable & look.is_prefill
     reason: Where | None = None
@@ -252,7 +261,17 @@ def _place_local(look: _Look) -> Colocated | Unplaced | None:
         return replace(decision, where=reason) if isinstance(decision, Colocated) else decision
     if limits.prefill_place is not PrefillPlace.ADAPTIVE:
         return None
-    prefills &= look.fits
+    offer = local_offer(look)
+    if offer is None:
+        return None
+    num_tokens = look.demand.num_context_tokens
+    reason = local_reason(num_tokens, offer.num_left, offer.local_s, offer.remote_s, limits)
+    return None if reason is None else Colocated(offer.worker, where=reason)
+
+
+def local_offer(look: Look) -> LocalOffer | None:
+    """What `adaptive` weighs; None: nobody is there for one of the two."""
+    prefills = look.usable & look.is_prefill & look.fits
     decodes = look.usable & ~look.is_prefill & look.decode_has_room() & look.prefill_has_room()
     if not prefills.any() or not decodes.any():
         return None
@@ -263,13 +282,10 @@ def _place_local(look: _Look) -> Colocated | Unplaced | None:
     row = look.fleet.row_of[best]
     start = computable(look.cached, num_tokens, columns.block_size)[row]
     remote_s = float(parts.total_s[prefills].min())
-    reason = local_reason(
-        num_tokens, num_tokens - int(start), float(local_s[row]), remote_s, limits
-    )
-    return None if reason is None else Colocated(best, where=reason)
+    return LocalOffer(best, num_tokens - int(start), float(local_s[row]), remote_s)
 
 
-def _place_colocated(look: _Look) -> Colocated | Unplaced:
+def _place_colocated(look: Look) -> Colocated | Unplaced:
     workers = look.usable & ~look.is_prefill
     if not workers.any():
         return Unplaced(Waiting.NO_DECODE_WORKER)

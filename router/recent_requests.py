@@ -8,12 +8,15 @@ before they were queued, and keeping anything beyond the life of the process.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Reversible
+from typing import TypeVar
 
 from pdserve.errors import UnknownRequest
 from pdserve.public import RequestRecord
 
 LATEST = "last"
 _ANSWER_PREFIXES = ("cmpl-", "chatcmpl-")
+_IdT = TypeVar("_IdT", bound=str)
 
 
 class RecentRequests:
@@ -38,14 +41,22 @@ class RecentRequests:
         Raises:
             UnknownRequest: none of those kept is.
         """
-        if wanted == LATEST and self._records:
-            return next(reversed(self._records.values()))
-        names = {wanted, *(wanted.removeprefix(prefix) for prefix in _ANSWER_PREFIXES)}
-        for request_id, record in reversed(self._records.items()):
-            # Ids given by clients and prompts of one request have an ending of their own.
-            if any(request_id == name or request_id.startswith(f"{name}-") for name in names):
-                return record
+        request_id = newest_called(self._records, wanted)
+        if request_id is not None:
+            return self._records[request_id]
         raise UnknownRequest(
             f"no request {wanted!r} among the {len(self._records)} latest that ended "
             f"(at most {self._max_requests} are kept)"
         )
+
+
+def newest_called(request_ids: Reversible[_IdT], wanted: str) -> _IdT | None:
+    """The last of these ids that ``wanted`` may mean."""
+    names = {wanted, *(wanted.removeprefix(prefix) for prefix in _ANSWER_PREFIXES)}
+    for request_id in reversed(request_ids):
+        # Ids given by clients and prompts of one request have an ending of their own.
+        if wanted == LATEST or any(
+            request_id == name or request_id.startswith(f"{name}-") for name in names
+        ):
+            return request_id
+    return None

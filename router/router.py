@@ -21,6 +21,7 @@ from pdserve.errors import (
     RequestCancelled,
     ShuttingDown,
 )
+from pdserve.explained import RequestDecisions
 from pdserve.links import RouterLink
 from pdserve.log import event_log
 from pdserve.messages import Committed, FirstToken, LegEvent, Tokens
@@ -135,6 +136,10 @@ class Router:
             draining=self._draining,
             kv_pairs=self._pool.pairs.views(),
         )
+
+    def explain(self, request_id: str) -> RequestDecisions:
+        """Why it went where it went, or waits. "last": the newest. Raises UnknownDecision."""
+        return self._dispatcher.explain(request_id)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -285,6 +290,7 @@ class Router:
 
     def _requeue(self, entry: _Entry, cause: str) -> None:
         flight = entry.flight
+        self._dispatcher.failed(flight, cause)
         self._queue.put_back(flight)
         self._wake()
         logger.info(
@@ -296,6 +302,10 @@ class Router:
         flight = entry.flight
         if error is None:
             self._growth.observe(flight.tenant, flight.num_delivered)
+        elif flight not in self._queue:
+            self._dispatcher.failed(flight, str(error))
+        elif isinstance(error, (DeadlineExceeded, NoWorkers, Overloaded)):
+            self._dispatcher.refused(flight, str(error))
         del self._entries[flight.request.request_id]
         if flight in self._queue:
             self._queue.remove(flight)

@@ -7,7 +7,8 @@ of workers under random load is asked for a place for prompts that lie in it. Ti
     renew     one worker has reported since: its numbers are taken over
     look up   who has how much of it
     place     costs of all candidates and the choice
-    decide    the last three together, what is spent on each decision
+    keep      what the decision was made from, for `pdserve explain`
+    decide    the last four together, what is spent on each decision
 
 Half the workers are prefill, half decode workers; all are candidates. Each chain is held by a few
 workers, by each of them up to another block of it. Not covered: making views of real sessions,
@@ -17,6 +18,7 @@ several processes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -27,16 +29,18 @@ import numpy as np
 from benchmarks.result import ScenarioResult
 from cluster.load.table import number
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
-from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
-from router.fleet import Fleet, WorkerRef, WorkerView
+from pdserve.types import RequestId, Role, WorkerId, WorkerLimits, WorkerStatus
+from router.config import RouterConfig
+from router.decision_log import Considered, DecisionLog, KeptRequest
+from router.fleet import Column, Fleet, WorkerRef, WorkerView
 from router.known_caches import KnownCaches
-from router.policy import Demand, PolicyLimits, place
+from router.policy import NO_PAIRS, Decision, Demand, PolicyLimits, place
 from router.prefix_index import Hashes, PrefixIndex
 from router.prompt_hashes import PromptHashes
 
 SUMMARY = "one routing decision: time and memory by number of workers and size of the prefix index"
 BLOCK_SIZE = 16
-PARTS = ("hash", "renew", "look_up", "place", "decide")
+PARTS = ("hash", "renew", "look_up", "place", "keep", "decide")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ScenarioResult:
     rows: list[tuple[str, ...]] = [(
         "workers", "blocks", "table MiB", "of it used %", "hash us", "renew us", "look up us",
-        "place us", "decide us", "p99 us", "limit us",
+        "place us", "keep us", "decide us", "p99 us", "limit us",
     )]  # fmt: skip
     data: list[dict[str, object]] = []
     for num_workers in args.workers:
@@ -88,15 +92,28 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
         renewed[reported[i]] = replace(views[reported[i]])
         fleet.refresh(renewed)
 
+    log, numbers = DecisionLog(RouterConfig().explain_requests), itertools.count()
+
+    def keep(decision: Decision, known: Column) -> None:
+        number = next(numbers)
+        blank = KeptRequest(RequestId(f"req-{number}"), number, 0.0, salted=False)
+        log.keep(blank, 1, 0.0, Considered(decision, demand, known, NO_PAIRS), fleet)
+
     def decide(i: int) -> None:
         renew(i)
-        place(demand, fleet, limits, cached=caches.cached_tokens(fleet, {space: asked[i]}))
+        known = caches.cached_tokens(fleet, {space: asked[i]})
+        keep(place(demand, fleet, limits, cached=known), known)
+
+    some = place(demand, fleet, limits, cached=cached[0])
+    for _ in range(2 * RouterConfig().explain_requests):
+        keep(some, cached[0])
 
     timed = {
         "hash": _times(args.decisions // 10, lambda i: PromptHashes("").of([space], ids)),
         "renew": _times(args.decisions, renew),
         "look_up": _times(args.decisions, lambda i: index.depths(asked[i])),
         "place": _times(args.decisions, lambda i: place(demand, fleet, limits, cached=cached[i])),
+        "keep": _times(args.decisions, lambda i: keep(some, cached[i])),
         "decide": _times(args.decisions, decide),
     }
     result = {f"{name}_us": statistics.median(taken) for name, taken in timed.items()}

@@ -16,12 +16,14 @@ import grpc
 import grpc.aio
 
 from pdserve.errors import PdserveError, ProtocolError, RequestCancelled
+from pdserve.explained import RequestDecisions
 from pdserve.public import ClusterStatusView, GenerateDelta, GenerateJob, RequestRecord
 from pdserve.request_start import REQUEST_START, request_start
 from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import as_metadata
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.channel import MAX_MESSAGE_BYTES, open_channel, open_sync_channel
+from pdserve.rpc.codec_explained import decode_explained
 from pdserve.rpc.inference_server import REQUEST_ID, SERVICE_NAME, TRACEPARENT
 from pdserve.types import ModelInfo
 from pdserve.v1 import inference_service_pb2 as pb
@@ -163,6 +165,7 @@ class AsyncInferenceStub:
         self._list_models: Any = self._channel.unary_unary(_path("ListModels"))
         self._cluster_status: Any = self._channel.unary_unary(_path("ClusterStatus"))
         self._get_trace: Any = self._channel.unary_unary(_path("GetTrace"))
+        self._explain: Any = self._channel.unary_unary(_path("Explain"))
 
     def generate(self, job: GenerateJob) -> AsyncTextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
@@ -181,6 +184,10 @@ class AsyncInferenceStub:
     async def request_record(self, request_id: str) -> RequestRecord:
         data = await self._ask(self._get_trace, pb.GetTraceRequest(request_id=request_id))
         return codec_public.decode_trace(codec_public.parse_response(pb.GetTraceResponse, data))
+
+    async def explain(self, request_id: str) -> RequestDecisions:
+        data = await self._ask(self._explain, pb.ExplainRequest(request_id=request_id))
+        return decode_explained(codec_public.parse_response(pb.ExplainResponse, data))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -201,6 +208,7 @@ class InferenceStub:
         self._list_models: Any = self._channel.unary_unary(_path("ListModels"))
         self._cluster_status: Any = self._channel.unary_unary(_path("ClusterStatus"))
         self._get_trace: Any = self._channel.unary_unary(_path("GetTrace"))
+        self._explain: Any = self._channel.unary_unary(_path("Explain"))
 
     def generate(self, job: GenerateJob) -> TextStream:
         """Raises InvalidRequest for values that cannot be sent; all else comes while iterating."""
@@ -219,6 +227,10 @@ class InferenceStub:
     def request_record(self, request_id: str) -> RequestRecord:
         data = self._ask(self._get_trace, pb.GetTraceRequest(request_id=request_id))
         return codec_public.decode_trace(codec_public.parse_response(pb.GetTraceResponse, data))
+
+    def explain(self, request_id: str) -> RequestDecisions:
+        data = self._ask(self._explain, pb.ExplainRequest(request_id=request_id))
+        return decode_explained(codec_public.parse_response(pb.ExplainResponse, data))
 
     def close(self) -> None:
         self._channel.close()

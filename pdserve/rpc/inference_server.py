@@ -23,6 +23,7 @@ from pdserve.public import GenerateJob, GenerationStream, InferenceBackend
 from pdserve.request_start import REQUEST_START, Arrival, stated_wait_s
 from pdserve.route_hints import read_hints
 from pdserve.rpc import codec_public, status
+from pdserve.rpc.codec_explained import decode_explain_request, encode_explained
 from pdserve.tracing import read_context
 from pdserve.v1 import inference_service_pb2 as pb
 
@@ -64,6 +65,7 @@ class InferenceServer:
             "ListModels": grpc.unary_unary_rpc_method_handler(self._list_models),
             "ClusterStatus": grpc.unary_unary_rpc_method_handler(self._cluster_status),
             "GetTrace": grpc.unary_unary_rpc_method_handler(self._get_trace),
+            "Explain": grpc.unary_unary_rpc_method_handler(self._explain),
         }
 
     async def close(self) -> None:
@@ -121,6 +123,14 @@ class InferenceServer:
             await _abort(error, context)
             raise
         return codec_public.encode_trace(record).SerializeToString()
+
+    async def _explain(self, data: bytes, context: Any) -> bytes:
+        try:
+            found = self._backend.explain(decode_explain_request(data))
+        except PdserveError as error:
+            await _abort(error, context)
+            raise
+        return encode_explained(found).SerializeToString()
 
 
 async def _check_empty(message_class: Any, data: bytes, context: Any) -> None:

@@ -261,6 +261,86 @@ class GetTraceResponse(_message.Message):
     timing: RequestTiming
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[str] = ..., timing: _Optional[_Union[RequestTiming, _Mapping]] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "policy", "salted", "decisions")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    SALTED_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    policy: str
+    salted: bool
+    decisions: _containers.RepeatedCompositeFieldContainer[RouteDecision]
+    def __init__(self, request_id: _Optional[str] = ..., policy: _Optional[str] = ..., salted: _Optional[bool] = ..., decisions: _Optional[_Iterable[_Union[RouteDecision, _Mapping]]] = ...) -> None: ...
+
+class RouteDecision(_message.Message):
+    __slots__ = ("attempt", "at_s", "waits", "prefill_place", "place_reason", "num_context_tokens", "expected_tokens", "max_tokens", "num_workers", "candidates", "num_left_out", "ended")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PLACE_FIELD_NUMBER: _ClassVar[int]
+    PLACE_REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    at_s: float
+    waits: str
+    prefill_place: str
+    place_reason: str
+    num_context_tokens: int
+    expected_tokens: int
+    max_tokens: int
+    num_workers: int
+    candidates: _containers.RepeatedCompositeFieldContainer[RouteCandidate]
+    num_left_out: int
+    ended: str
+    def __init__(self, attempt: _Optional[int] = ..., at_s: _Optional[float] = ..., waits: _Optional[str] = ..., prefill_place: _Optional[str] = ..., place_reason: _Optional[str] = ..., num_context_tokens: _Optional[int] = ..., expected_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., num_workers: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., num_left_out: _Optional[int] = ..., ended: _Optional[str] = ...) -> None: ...
+
+class RouteCandidate(_message.Message):
+    __slots__ = ("worker_id", "task", "chosen", "why", "excluded", "remarks", "parts", "cached_tokens", "tokens_ahead", "num_legs", "free_blocks")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    REMARKS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEGS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    task: str
+    chosen: bool
+    why: str
+    excluded: _containers.RepeatedScalarFieldContainer[str]
+    remarks: _containers.RepeatedScalarFieldContainer[str]
+    parts: _containers.RepeatedCompositeFieldContainer[CostPart]
+    cached_tokens: int
+    tokens_ahead: int
+    num_legs: int
+    free_blocks: int
+    def __init__(self, worker_id: _Optional[str] = ..., task: _Optional[str] = ..., chosen: _Optional[bool] = ..., why: _Optional[str] = ..., excluded: _Optional[_Iterable[str]] = ..., remarks: _Optional[_Iterable[str]] = ..., parts: _Optional[_Iterable[_Union[CostPart, _Mapping]]] = ..., cached_tokens: _Optional[int] = ..., tokens_ahead: _Optional[int] = ..., num_legs: _Optional[int] = ..., free_blocks: _Optional[int] = ...) -> None: ...
+
+class CostPart(_message.Message):
+    __slots__ = ("name", "cost_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COST_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cost_s: float
+    def __init__(self, name: _Optional[str] = ..., cost_s: _Optional[float] = ...) -> None: ...
+
 class RequestTiming(_message.Message):
     __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens", "prefill_place", "explanation", "kv_coding", "before_face_s")
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]

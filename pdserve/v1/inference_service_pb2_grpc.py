@@ -55,6 +55,11 @@ class InferenceServiceStub:
                 request_serializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.SerializeToString,
                 response_deserializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/pdserve.v1.InferenceService/Explain',
+                request_serializer=pdserve_dot_v1_dot_inference__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=pdserve_dot_v1_dot_inference__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -95,6 +100,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why one of the latest requests went to the workers it went to, or why it waits. NOT_FOUND if
+        nothing is kept of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +130,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetTrace,
                     request_deserializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.FromString,
                     response_serializer=pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=pdserve_dot_v1_dot_inference__service__pb2.ExplainRequest.FromString,
+                    response_serializer=pdserve_dot_v1_dot_inference__service__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +246,33 @@ class InferenceService:
             '/pdserve.v1.InferenceService/GetTrace',
             pdserve_dot_v1_dot_inference__service__pb2.GetTraceRequest.SerializeToString,
             pdserve_dot_v1_dot_inference__service__pb2.GetTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pdserve.v1.InferenceService/Explain',
+            pdserve_dot_v1_dot_inference__service__pb2.ExplainRequest.SerializeToString,
+            pdserve_dot_v1_dot_inference__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

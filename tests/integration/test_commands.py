@@ -55,6 +55,19 @@ async def test_generate_and_status(capsys: pytest.CaptureFixture[str]) -> None:
         assert await run("trace", "no-such", f"--grpc-target={grpc}") == 1
         assert "no request 'no-such' among the 4 latest" in capsys.readouterr().err
 
+        assert await run("explain", "last", f"--grpc-target={grpc}") == 0
+        told = capsys.readouterr().out
+        assert f"{record['request_id']}: route policy cost" in told
+        assert "prefill remote (prefill_place always-remote)" in told
+        assert "* prefill-0" in told
+        assert "costs least" in told
+        found = await run("explain", record["request_id"], "--json", f"--grpc-target={grpc}")
+        (decision,) = json.loads(capsys.readouterr().out)["decisions"]
+        assert (found, decision["attempt"], decision["ended"]) == (0, 1, "")
+        assert {each["task"] for each in decision["candidates"]} == {"prefill", "decode"}
+        assert await run("explain", "no-such", f"--grpc-target={grpc}") == 1
+        assert "no routing decision of 'no-such'" in capsys.readouterr().err
+
         assert await run("status", f"--grpc-target={grpc}") == 0
         table = capsys.readouterr().out
         assert "can serve" in table

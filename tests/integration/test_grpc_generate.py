@@ -303,7 +303,9 @@ async def test_a_client_that_takes_nothing_is_cut_off() -> None:
 _BROKEN = [b"\xff", b"\x1a\x05Hi", b"GET / HTTP/1.1\r\n\r\n"]
 
 
-@pytest.mark.parametrize("method", ["Generate", "ListModels", "ClusterStatus", "GetTrace"])
+@pytest.mark.parametrize(
+    "method", ["Generate", "ListModels", "ClusterStatus", "GetTrace", "Explain"]
+)
 @pytest.mark.parametrize("data", _BROKEN)
 async def test_malformed_protobuf_is_bad_input_and_harms_nothing(method: str, data: bytes) -> None:
     backend = ScriptedBackend()

@@ -89,7 +89,7 @@ async def test_a_client_without_our_protos_calls_by_reflection() -> None:
             pool.Add(file)
         service = pool.FindServiceByName(SERVICE_NAME)
         assert [method.name for method in service.methods] == [
-            "Generate", "ListModels", "ClusterStatus", "GetTrace",
+            "Generate", "ListModels", "ClusterStatus", "GetTrace", "Explain",
         ]  # fmt: skip
         method = service.methods_by_name["Generate"]
         asked = GetMessageClass(method.input_type)()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from pdserve.errors import PdserveError, RequestCancelled, UnknownRequest
+from pdserve.errors import PdserveError, RequestCancelled, UnknownDecision, UnknownRequest
+from pdserve.explained import Candidate, CostPart, RequestDecisions, RouteDecision
 from pdserve.public import (
     ClusterStatusView,
     GenerateDelta,
@@ -39,6 +40,26 @@ TIMING = RequestTiming(
     num_dispatches=1,
 )
 RECORD = RequestRecord("req-scripted", "stop", TIMING)
+DECISIONS = RequestDecisions(
+    "req-scripted", "cost", True,
+    (
+        RouteDecision(
+            1, 0.25, "", "remote", "always", 30, 50, 60, 2,
+            (
+                Candidate(
+                    WorkerId("p0"), "prefill", True, "costs least", (), ("its session's",),
+                    (CostPart("queue", 0.5), CostPart("compute", 0.25)), 16, 3, 2, 60,
+                ),
+                Candidate(
+                    WorkerId("d0"), "decode", False, "", ("draining", "full"), (),
+                    (CostPart("step", 0.125),), 0, 0, 9, -1,
+                ),
+            ),
+            5, "lost",
+        ),
+        RouteDecision(0, 0.5, "no decode worker", "", "", 31, 50, 60, 1, ()),
+    ),
+)  # fmt: skip
 STATUS = ClusterStatusView(
     can_serve=True,
     mode="disaggregated",
@@ -147,3 +168,8 @@ class ScriptedBackend:
         if request_id != RECORD.request_id:
             raise UnknownRequest(f"no request {request_id!r}")
         return RECORD
+
+    def explain(self, request_id: str) -> RequestDecisions:
+        if request_id != DECISIONS.request_id:
+            raise UnknownDecision(f"no decision of {request_id!r}")
+        return DECISIONS
