@@ -91,6 +91,7 @@ class GenerateJob:
     timeout_s: float | None = None
     cache_salt: str = ""  # prefixes are shared between requests of one salt only
     num_answers: int = 1
+    best_of: int | None = None  # answers generated, for the likeliest num_answers to be told
     traceparent: str = ""  # W3C context of the client's span; travels as metadata of that name
     began_unix_s: float | None = None  # travels as x-request-start, for the ledger alone
     hints: RouteHints = RouteHints()  # travels as metadata too

@@ -3,7 +3,7 @@
     generations -> one reader each -> a queue -> one reader (the face)
 
 What waits is bounded by the answers' lengths, as in their own buffers. The failure of one ends all.
-Not covered: choosing among answers.
+Choosing among answers is best_answers.py.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate``; what is left out is left to the service.
 
     ``timeout_s`` in seconds; ``cache_salt``: prefixes are shared with the same salt only;
-    ``num_answers``: chunks tell by ``answer_index`` whose they are;
+    ``num_answers``: chunks tell by ``answer_index`` whose they are; ``best_of``: so many are
+    generated, and the likeliest told, best first, when all have ended;
     ``traceparent``: W3C context of the caller's span; ``hints``: tenant, session, explain;
     ``began_unix_s``: the time of day the request began, for the ledger's ``before_face_s``;
     ``messages`` are ChatMessage or mappings with "role" and "content", and "name" or
@@ -78,6 +79,7 @@ class GenerateOptions(TypedDict, total=False):
     timeout_s: float
     cache_salt: str
     num_answers: int
+    best_of: int
     traceparent: str
     began_unix_s: float
     hints: RouteHints
@@ -189,6 +191,7 @@ def _job(prompt: str | None, options: GenerateOptions) -> GenerateJob:
         timeout_s=options.get("timeout_s"),
         cache_salt=options.get("cache_salt", ""),
         num_answers=options.get("num_answers", 1),
+        best_of=options.get("best_of"),
         traceparent=options.get("traceparent", ""),
         began_unix_s=options.get("began_unix_s"),
         hints=options.get("hints", RouteHints()),

@@ -29,6 +29,7 @@ from pdserve.request_start import AT_ONCE, Arrival
 from pdserve.request_timing import RequestTiming
 from pdserve.types import ModelInfo, RequestId, SamplingParams
 from router.answer_streams import AnswerStreams
+from router.best_answers import BestAnswers
 from router.chat_template import ChatMessage, ToolCall, tool_arguments
 from router.cluster_view import ClusterStatus, WorkerEntry
 from router.recent_requests import RecentRequests
@@ -41,8 +42,10 @@ from router.text_job import (
     TextPrompt,
     TokenPrompt,
     answer_id,
+    check_best_of,
     check_num_answers,
     new_request_id,
+    to_choose_by,
 )
 from router.text_job import TokenText as RouterTokenText
 
@@ -53,13 +56,24 @@ _NumberT = TypeVar("_NumberT", int, float)
 class TextStream:
     """The answers to one prompt; satisfies ``GenerationStream``.
 
-    ``request_id`` and ``timing`` are the first one's, for which the prompt was computed.
+    ``request_id`` and ``timing`` are the first one's, for which the prompt was computed. Of more
+    generations than are told the best come when all have ended.
     """
 
-    def __init__(self, generations: tuple[TextGeneration, ...]) -> None:
+    def __init__(
+        self, generations: tuple[TextGeneration, ...], num_told: int = 1, *, logprobs: bool = True
+    ) -> None:
+        """``logprobs``: to be told, not only to choose by."""
         self._generations = generations
         self._first = generations[0]
-        self._answers = AnswerStreams(generations) if len(generations) > 1 else None
+        self._num_told = num_told
+        self._tells_logprobs = logprobs
+        self._picks = len(generations) > num_told
+        self._answers: AnswerStreams | BestAnswers | None = None
+        if self._picks:
+            self._answers = BestAnswers(generations, num_told)
+        elif len(generations) > 1:
+            self._answers = AnswerStreams(generations)
         self._num_ended = 0
 
     @property
@@ -71,7 +85,8 @@ class TextStream:
         return self._first.timing
 
     def first_piece_sent(self) -> None:
-        self._first.first_piece_sent()
+        if not self._picks:  # an answer told whole has no first piece
+            self._first.first_piece_sent()
 
     def cancel(self, reason: str) -> None:
         if self._answers is not None:
@@ -96,13 +111,13 @@ class TextStream:
 
     def _public_delta(self, answer_index: int, delta: TextDelta) -> GenerateDelta:
         self._num_ended += delta.finish_reason is not None
-        ends = delta.finish_reason is not None and self._num_ended == len(self._generations)
+        ends = delta.finish_reason is not None and self._num_ended == self._num_told
         return GenerateDelta(
             text=delta.text,
             token_ids=delta.token_ids,
             logprobs=tuple(
                 SampledToken(_token(each.chosen), tuple(_token(top) for top in each.top))
-                for each in delta.logprobs
+                for each in (delta.logprobs if self._tells_logprobs else ())
             ),
             finish_reason=delta.finish_reason,
             usage=self._usage() if ends else None,
@@ -110,7 +125,7 @@ class TextStream:
         )
 
     def _usage(self) -> Usage:
-        """The prompt is counted once."""
+        """The prompt is counted once, and every answer that was generated."""
         return Usage(
             self._first.num_prompt_tokens,
             sum(generation.num_completion_tokens for generation in self._generations),
@@ -140,7 +155,9 @@ class TextBackend:
         served = self._service.model.name
         if job.model not in ("", served):
             raise UnknownModel(f"model: {job.model!r} is not served here, only {served!r}")
-        return TextStream(await self._service.start_all(_text_jobs(job), arrival=arrival))
+        generations = await self._service.start_all(_text_jobs(job), arrival=arrival)
+        tells_logprobs = job.sampling.num_logprobs is not None
+        return TextStream(generations, job.num_answers, logprobs=tells_logprobs)
 
     def models(self) -> tuple[ModelInfo, ...]:
         return (self._service.model,)
@@ -173,22 +190,23 @@ def _nothing_kept(request_id: str) -> RequestDecisions:
 
 
 def _text_jobs(job: GenerateJob) -> tuple[TextJob, ...]:
-    """One for each answer."""
+    """One for each answer that is generated."""
     check_num_answers("num_answers", job.num_answers)
-    first = _text_job(job)
-    if job.num_answers == 1:
+    num_answers = check_best_of(job.best_of, job.num_answers, "num_answers")
+    first = _text_job(job, to_choose_by(job.sampling.num_logprobs, num_answers, job.num_answers))
+    if num_answers == 1:
         return (first,)
     request_id = first.request_id or new_request_id()
     return tuple(
         replace(first, answer_index=i, request_id=answer_id(request_id, i))
-        for i in range(job.num_answers)
+        for i in range(num_answers)
     )
 
 
-def _text_job(job: GenerateJob) -> TextJob:
+def _text_job(job: GenerateJob, num_logprobs: int | None) -> TextJob:
     return TextJob(
         prompt=_prompt(job),
-        sampling=_sampling(job.sampling),
+        sampling=_sampling(job.sampling, num_logprobs),
         max_tokens=job.sampling.max_tokens,
         seed=job.sampling.seed,
         stop_strings=job.stop,
@@ -222,7 +240,7 @@ def _turn(turn: PublicMessage, path: str) -> ChatMessage:
     return ChatMessage(turn.role, turn.content, turn.name, calls, turn.tool_call_id)
 
 
-def _sampling(options: SamplingOptions) -> SamplingParams:
+def _sampling(options: SamplingOptions, num_logprobs: int | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=_NO_LIMIT,
         min_tokens=_or(options.min_tokens, 0),
@@ -236,7 +254,7 @@ def _sampling(options: SamplingOptions) -> SamplingParams:
         logit_bias=options.logit_bias,
         stop_token_ids=options.stop_token_ids,
         ignore_eos=bool(options.ignore_eos),
-        num_logprobs=options.num_logprobs,
+        num_logprobs=num_logprobs,
     )
 
 

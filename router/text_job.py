@@ -51,6 +51,22 @@ def check_num_answers(field: str, num_answers: int) -> None:
         raise InvalidRequest(field, f"must lie in [1, {MAX_ANSWERS}], not {num_answers}")
 
 
+def check_best_of(best_of: int | None, num_told: int, told_field: str) -> int:
+    """Answers to generate so that the best ``num_told`` are told. Raises InvalidRequest."""
+    if best_of is None:
+        return num_told
+    if not num_told <= best_of <= MAX_ANSWERS:
+        raise InvalidRequest(
+            "best_of", f"must lie in [{told_field} = {num_told}, {MAX_ANSWERS}], not {best_of}"
+        )
+    return best_of
+
+
+def to_choose_by(num_logprobs: int | None, num_answers: int, num_told: int) -> int | None:
+    """Log probabilities to ask of the workers: where the best are told, of the chosen tokens."""
+    return 0 if num_logprobs is None and num_answers > num_told else num_logprobs
+
+
 def answer_id(request_id: RequestId, position: int) -> RequestId:
     """The id of one of several answers to a request, within the limit of ids."""
     ending = f"-{position}"

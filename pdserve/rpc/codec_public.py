@@ -55,6 +55,7 @@ def encode_job(job: GenerateJob) -> pb.GenerateRequest:
             timeout_s=job.timeout_s,
             cache_salt=job.cache_salt,
             num_answers=None if job.num_answers == 1 else job.num_answers,
+            best_of=job.best_of,
         )
     except (ValueError, TypeError) as error:
         raise InvalidRequest("request", str(error)) from error
@@ -82,6 +83,7 @@ def decode_job(data: bytes) -> GenerateJob:
         timeout_s=timeout_s,
         cache_salt=message.cache_salt,
         num_answers=message.num_answers if message.HasField("num_answers") else 1,
+        best_of=message.best_of if message.HasField("best_of") else None,
     )
 
 

@@ -23,7 +23,9 @@ from router.text_job import (
     TextPrompt,
     TokenPrompt,
     answer_id,
+    check_best_of,
     check_num_answers,
+    to_choose_by,
 )
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -71,8 +73,7 @@ def completion_jobs(body: CompletionRequest, request_id: RequestId) -> tuple[Tex
         _check_num_logprobs("logprobs", num_logprobs)
     prompts = _prompts(body.prompt)
     num_answers = _num_computed(body)
-    if num_answers > _num_told(body) and num_logprobs is None:
-        num_logprobs = 0  # to choose by
+    num_logprobs = to_choose_by(num_logprobs, num_answers, _num_told(body))
     first = _job(body, prompts[0], max_tokens, num_logprobs, request_id)
     if len(prompts) > 1:
         jobs = [replace(first, prompt=prompt, prompt_index=i) for i, prompt in enumerate(prompts)]
@@ -101,15 +102,10 @@ def _num_told(body: GenerationRequest) -> int:
 def _num_computed(body: CompletionRequest) -> int:
     """Answers to each prompt that are generated, for the best of them to be told."""
     num_told = _num_told(body)
-    if body.best_of is None:
-        return num_told
-    if not num_told <= body.best_of <= MAX_ANSWERS:
-        raise InvalidRequest(
-            "best_of", f"must lie in [n = {num_told}, {MAX_ANSWERS}], not {body.best_of}"
-        )
-    refuse("best_of", bool(body.stream) and body.best_of > num_told,
+    num_answers = check_best_of(body.best_of, num_told, "n")
+    refuse("best_of", bool(body.stream) and num_answers > num_told,
            "above n cannot be streamed: the best are known at the end")  # fmt: skip
-    return body.best_of
+    return num_answers
 
 
 def _with_answers(jobs: list[TextJob], num_answers: int) -> tuple[TextJob, ...]:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 from starlette.types import Message, Send
 
 from pdserve.errors import PdserveError
-from pdserve.types import FinishReason
+from router.best_answers import WholeAnswer, likeliest
 from router.http.errors import HeaderList, error_body, send_error, send_json
 from router.http.jobs import ReplyOptions
 from router.http.replies import Extras, Frame, Piece, Reply, usage_of
 from router.text_generation import TextGeneration
-from router.text_job import TextDelta, TextLogprobs
+from router.text_job import TextDelta
 
 _STREAM_HEADERS: HeaderList = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -84,7 +84,7 @@ class Answer:
 
 async def send_whole(answer: Answer, send: Send) -> None:
     """One JSON response when all texts have ended, or an error response."""
-    texts = {id(choice): _WholeText() for choice in answer.choices}
+    texts = {id(choice): WholeAnswer() for choice in answer.choices}
 
     async def take(choice: Choice, delta: TextDelta) -> None:
         texts[id(choice)].add(delta)
@@ -140,38 +140,19 @@ async def _send_event(data: bytes, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-@dataclass(slots=True)
-class _WholeText:
-    """One choice as it is put together."""
-
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TextLogprobs] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def add(self, delta: TextDelta) -> None:
-        self.texts.append(delta.text)
-        self.logprobs.extend(delta.logprobs)
-        self.finish_reason = delta.finish_reason
-
-    def mean_logprob(self) -> float:
-        """Of a token; only of a text with log probabilities."""
-        return sum(entry.chosen.logprob for entry in self.logprobs) / len(self.logprobs)
-
-    def piece(self) -> Piece:
-        return Piece("".join(self.texts), tuple(self.logprobs), self.finish_reason)
-
-
-def _told(answer: Answer, texts: list[_WholeText]) -> list[msgspec.Struct]:
+def _told(answer: Answer, texts: list[WholeAnswer]) -> list[msgspec.Struct]:
     """The answers in their places; of more than the client gets, the likeliest, best first."""
     num_answers, groups = answer.options.num_answers, _groups(answer.choices)
     told: list[msgspec.Struct] = []
     for group in groups:
-        found = [texts[position] for position in group]
-        if len(found) > num_answers:
-            found.sort(key=_WholeText.mean_logprob, reverse=True)
-        for position, text in zip(group[:num_answers], found, strict=False):
-            told.append(answer.choices[position].reply.whole(text.piece()))
+        found = likeliest([texts[position] for position in group], num_answers)
+        for position, text in zip(group, found, strict=False):
+            told.append(answer.choices[position].reply.whole(_piece(text.whole())))
     return told
+
+
+def _piece(delta: TextDelta) -> Piece:
+    return Piece(delta.text, delta.logprobs, delta.finish_reason)
 
 
 def _groups(choices: tuple[Choice, ...]) -> list[list[int]]:
@@ -206,7 +187,7 @@ class _EventStream:
         extras = self._answer.extras(usage=options.continuous_usage, timing=False)
         if options.timing and ends and not options.include_usage:
             extras = Extras(extras.usage, (choice.generation.timing,))
-        told = choice.reply.chunk(Piece(delta.text, delta.logprobs, delta.finish_reason))
+        told = choice.reply.chunk(_piece(delta))
         await _send_event(self._answer.frame.chunk([told], extras), self._send)
         choice.generation.first_piece_sent()
 

@@ -76,6 +76,8 @@ def jobs(draw: st.DrawFn) -> GenerateJob:
         request_id=draw(PRINTABLE),
         priority=draw(ANY_INT),
         timeout_s=draw(_optional(FINITE)),
+        num_answers=draw(ANY_INT),
+        best_of=draw(_optional(ANY_INT)),
     )
 
 
