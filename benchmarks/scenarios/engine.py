@@ -17,6 +17,7 @@ import asyncio
 import random
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import cast
 
@@ -39,17 +40,29 @@ from pdserve.types import Attempt, Request, RequestId, SamplingParams
 SUMMARY = "prefill and decode speed of the bare engine"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser, *, dtype: str) -> None:
+    """``dtype``: the default."""
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--native", default="auto", choices=("auto", "on", "off"))
+    parser.add_argument("--chunk-tokens", type=int, default=256)
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    return replace(
+        EngineConfig(), model=args.model, dtype=args.dtype, device=args.device,
+        threads=args.threads, native=args.native, chunk_tokens=args.chunk_tokens,
+    )  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_options(parser, dtype="float32")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--decode-graphs", default="on", choices=("on", "off"))
     parser.add_argument("--shape", default="", help="random weights of this shape, not --model")
     parser.add_argument("--card", default="", help="H100, A100, L4: part of its roofline")
-    parser.add_argument("--chunk-tokens", type=int, default=256)
     parser.add_argument("--prefill", type=int, nargs="*", default=[128, 512, 2048])
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=128, help="context of decode rows (tokens)")
@@ -80,11 +93,8 @@ def run(args: argparse.Namespace) -> ScenarioResult:
 
 async def _run(args: argparse.Namespace) -> ScenarioResult:
     config = replace(
-        EngineConfig(),
-        model=args.model, dtype=args.dtype, device=args.device, threads=args.threads,
-        chunk_tokens=args.chunk_tokens, native=args.native, attention=args.attention,
-        decode_graphs=args.decode_graphs,
-    )  # fmt: skip
+        engine_config(args), attention=args.attention, decode_graphs=args.decode_graphs
+    )
     runner, shape = _open(config, args)
     rows = [("case", "tokens/s", "min", "max", "outside ms")]
     data: dict[str, object] = {"device": runner.device, "dtype": args.dtype, "repeat": args.repeat}
@@ -182,6 +192,16 @@ async def compute_prompt(runner: StepRunner, sequence: Sequence, chunk_tokens: i
             sequence.append(result[0].token_id)
 
 
+async def decode_steps(runner: StepRunner, sequences: Collection[Sequence], count: int) -> None:
+    """Each adds a token to each sequence."""
+    for _ in range(count):
+        rows = [StepRow(s, s.num_computed, 1, True) for s in sequences]
+        for sequence, sampled in zip(sequences, await runner.run(rows), strict=True):
+            assert sampled is not None
+            sequence.num_computed += 1
+            sequence.append(sampled.token_id)
+
+
 async def _prefill(runner: StepRunner, length: int, args: argparse.Namespace, seed: int) -> float:
     pool = BlockPool(runner.buffers.num_blocks)
     sequence = drawn_sequence(runner, pool, length, runner.layout.num_blocks(length), seed)
@@ -206,12 +226,7 @@ async def _decode(
         await compute_prompt(runner, sequence, args.chunk_tokens)
     _phases(runner)
     started = time.perf_counter()
-    for _ in range(args.steps):
-        rows = [StepRow(s, s.num_computed, 1, True) for s in sequences]
-        for sequence, sampled in zip(sequences, await runner.run(rows), strict=True):
-            assert sampled is not None
-            sequence.num_computed += 1
-            sequence.append(sampled.token_id)
+    await decode_steps(runner, sequences, args.steps)
     elapsed = time.perf_counter() - started
     phases = {name: seconds / args.steps for name, seconds in _phases(runner).items()}
     for sequence in sequences:

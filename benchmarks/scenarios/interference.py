@@ -8,13 +8,15 @@ that runs already (``--against NAME=URL``, may be repeated). Flags after ``--`` 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import uvloop
-
+from benchmarks.in_turns import (
+    add_load_options,
+    add_output_options,
+    add_target_options,
+    run_in_turns,
+    warm_up,
+)
 from benchmarks.interference import (
     STEADY,
     InterferencePlan,
@@ -22,16 +24,14 @@ from benchmarks.interference import (
     run_interference,
 )
 from benchmarks.result import ScenarioResult
-from benchmarks.timeline import print_timelines
 from cluster.load.arrivals import draw_jobs
 from cluster.load.faces import ServiceFace
 from cluster.load.records import RequestRecord
-from cluster.load.sending import Sender, closed_loop
+from cluster.load.sending import Sender
 from cluster.load.setups import Setup, compared_setups
-from cluster.load.turns import Measures, rows_of, summaries, take_turns, write_raw
+from cluster.load.turns import Measures
 
 SUMMARY = "gaps of steady streams while long prompts arrive, disaggregated, colocated and others"
-_RAW_FOLDER = Path("build") / "benchmarks"
 _LOAD = ("streams", "steady_isl", "steady_osl", "long_isl", "long_osl", "every_s", "phase_s",
          "settle_s", "warmup", "seed")  # fmt: skip
 
@@ -42,10 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a running OpenAI server, asked by HTTP in its turn")  # fmt: skip
     target.add_argument("--only", choices=("disaggregated", "against"),
                         help="leave the other setups out")  # fmt: skip
-    target.add_argument("--face", default="grpc", choices=("grpc", "http"),
-                        help="how to ask a service that is started here")  # fmt: skip
-    target.add_argument("serve_flags", nargs="*", metavar="-- SERVE_FLAG",
-                        help="options of pdserve serve for what is started")  # fmt: skip
+    add_target_options(target)
     load = parser.add_argument_group("load")
     load.add_argument("--streams", type=int, default=4)
     load.add_argument("--steady-isl", type=int, default=16)
@@ -55,29 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--every-s", type=float, default=3.0, help="between long prompts")
     load.add_argument("--phase-s", type=float, default=30.0, help="quiet, and loaded")
     load.add_argument("--settle-s", type=float, default=2.0, help="streams alone, not counted")
-    load.add_argument("--vocab-size", type=int, help="ids are below it; default: the service's")
     load.add_argument("--warmup", type=int, default=2, help="long prompts first, not counted")
-    load.add_argument("--seed", default="0")
-    load.add_argument("--timeout-s", type=float, default=600.0, help="longest request")
-    output = parser.add_argument_group("output")
-    output.add_argument("--rounds", type=int, default=1)
-    output.add_argument("--timeline", type=float, metavar="S", help="print slices of S seconds")
-    output.add_argument("--raw", type=Path, help=f"every request as JSON; default in {_RAW_FOLDER}")
+    add_load_options(load)
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> ScenarioResult:
-    setups = _setups(args)
-    load = _InterferenceLoad(args)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        turns = runner.run(take_turns(setups, args.rounds, load.run, load.measure))
-    if args.timeline:
-        print_timelines(turns, args.timeline, STEADY)
-    raw = args.raw or _RAW_FOLDER / f"interference-{time.strftime('%Y%m%dT%H%M%S')}.json"
-    write_raw(raw, turns)
-    print(f"every request: {raw}")
-    described = {name: getattr(args, name) for name in _LOAD}
-    data = {"load": described, "raw": str(raw), "turns": summaries(turns)}
-    return ScenarioResult(rows=rows_of(turns, setups), data=data)
+    return run_in_turns("interference", args, _setups(args), _InterferenceLoad(args), STEADY)
 
 
 def _setups(args: argparse.Namespace) -> list[Setup]:
@@ -114,8 +95,11 @@ class _InterferenceLoad:
             args.warmup, num_prompt_tokens=plan.long_prompt_tokens,
             max_tokens=plan.long_output_tokens, vocab_size=vocab_size, seed=f"{seed} warm",
         )  # fmt: skip
-        await closed_loop(Sender.start(face, args.timeout_s), warmup, max(len(warmup), 1))
+        await warm_up(face, args, warmup)
         return await run_interference(Sender.start(face, args.timeout_s), plan, vocab_size, seed)
 
     def measure(self, records: Sequence[RequestRecord]) -> Measures:
         return interference_measures(records, self._plan)
+
+    def describe(self) -> dict[str, object]:
+        return {name: getattr(self._args, name) for name in _LOAD}

@@ -18,13 +18,17 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 
 from benchmarks.result import ScenarioResult
+from benchmarks.scenarios.engine import (
+    add_engine_options,
+    compute_prompt,
+    decode_steps,
+    engine_config,
+)
 from cluster.load.table import spread_cell
 from engine.block_pool import BlockPool
 from engine.build import build_runner, prepare
-from engine.chunking import next_chunk_len
-from engine.config import EngineConfig
 from engine.sequence import Sequence
-from engine.step import StepRow, StepRunner
+from engine.step import StepRunner
 from pdserve.clock import MonotonicClock
 from pdserve.step_cost import DecodeCost, Features, Fit, PrefillCost, StepCost, fit
 from pdserve.types import Attempt, Request, RequestId, SamplingParams
@@ -51,12 +55,7 @@ class Case:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--native", default="auto", choices=("auto", "on", "off"))
-    parser.add_argument("--chunk-tokens", type=int, default=256)
+    add_engine_options(parser, dtype="bfloat16")
     parser.add_argument("--kv-memory-mib", type=float, default=4096.0)
     parser.add_argument(
         "--prefill", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096, 8192]
@@ -72,11 +71,7 @@ def run(args: argparse.Namespace) -> ScenarioResult:
 
 
 async def _run(args: argparse.Namespace) -> ScenarioResult:
-    config = replace(
-        EngineConfig(),
-        model=args.model, dtype=args.dtype, device=args.device, threads=args.threads,
-        chunk_tokens=args.chunk_tokens, native=args.native, kv_memory_mib=args.kv_memory_mib,
-    )  # fmt: skip
+    config = replace(engine_config(args), kv_memory_mib=args.kv_memory_mib)
     runner = build_runner(config, prepare(config, print), MonotonicClock())
     prefill = [_prefill_case(n) for n in args.prefill]
     decode, too_large = _decode_cases(runner, args)
@@ -128,15 +123,10 @@ async def _time_prefill(
     runner: StepRunner, case: Case, args: argparse.Namespace, seed: int
 ) -> float:
     draw = random.Random(seed)
-    total = case.num_tokens
-    ids = tuple(draw.randrange(runner.vocab_size) for _ in range(total))
+    ids = tuple(draw.randrange(runner.vocab_size) for _ in range(case.num_tokens))
     sequence = _sequence(BlockPool(runner.buffers.num_blocks), runner, ids)
     started = time.perf_counter()
-    while sequence.num_computed < total:
-        length = next_chunk_len(sequence.num_computed, total, args.chunk_tokens)
-        end = sequence.num_computed + length
-        await runner.run([StepRow(sequence, sequence.num_computed, length, end == total)])
-        sequence.num_computed = end
+    await compute_prompt(runner, sequence, args.chunk_tokens)
     elapsed = time.perf_counter() - started
     sequence.lease.release()
     return elapsed
@@ -151,12 +141,7 @@ async def _time_decode(runner: StepRunner, case: Case, args: argparse.Namespace)
     for sequence in sequences:
         sequence.num_computed = context
     started = time.perf_counter()
-    for _ in range(args.steps):
-        rows = [StepRow(s, s.num_computed, 1, True) for s in sequences]
-        for sequence, sampled in zip(sequences, await runner.run(rows), strict=True):
-            assert sampled is not None
-            sequence.num_computed += 1
-            sequence.append(sampled.token_id)
+    await decode_steps(runner, sequences, args.steps)
     elapsed = time.perf_counter() - started
     for sequence in sequences:
         sequence.lease.release()
