@@ -23,7 +23,7 @@ from cluster.compare.config import CompareConfig
 from cluster.compare.measures import Slo, turn_measures
 from cluster.compare.plot import require_matplotlib
 from cluster.compare.report import print_report, write_plot
-from cluster.compare.resources import equal_setups
+from cluster.compare.resources import COLOCATED, COLOCATED_ONE, equal_setups
 from cluster.compare.traces import RecordedRequest, read_trace
 from cluster.compare.workload import (
     Scaling,
@@ -41,8 +41,10 @@ from cluster.load.setups import Setup
 from cluster.load.turns import Turn, take_turns, write_raw
 from cluster.plan import ServicePlan, read_plan, service_parser
 from pdserve.config import build_config, option_fields
-from pdserve.errors import ServiceError
+from pdserve.errors import ConfigError, ServiceError
 from pdserve.types import Role
+
+_LEFT_OUT = {"both": (), "many": (COLOCATED_ONE,), "one": (COLOCATED,)}
 
 
 def run_compare(argv: Sequence[str]) -> int:
@@ -59,7 +61,15 @@ def run_compare(argv: Sequence[str]) -> int:
     spec = plan.cluster_spec(inspect_host(with_cuda=plan.wants_cuda()))
     ways = equal_setups(plan, spec)
     prepare_once(plan, say)
-    setups = [Setup(name, (*flags, *more)) for name, more in ways.items()]
+    left_out = _LEFT_OUT[config.against]
+    setups = [Setup(name, (*flags, *ways[name])) for name in ways if name not in left_out]
+    if len(setups) == 1:
+        raise ConfigError("against: on CUDA devices there is only --against many")
+    span_s, num_turns = requests[-1].at_s, len(setups) * config.rounds
+    say(
+        f"{len(requests)} requests arrive in {span_s:.0f} s: {num_turns} turns take at least "
+        f"{span_s * num_turns:.0f} s and the starts (--time-scale, --num-requests, --against)"
+    )
     load = _Load(config, requests)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         turns = runner.run(
@@ -84,7 +94,8 @@ def _requests(config: CompareConfig) -> list[RecordedRequest]:
     recorded = read_trace(
         Path(config.trace), config.trace_format, config.first_request, config.num_requests
     )
-    return scaled(recorded, Scaling(config.time_scale, config.length_scale, config.spread_s))
+    scaling = Scaling(config.time_scale, config.length_scale, config.spread_s, config.answer_scale)
+    return scaled(recorded, scaling)
 
 
 @dataclass(slots=True)
@@ -127,7 +138,7 @@ def _report(
     print(f"\nevery request: {raw}")
     if config.plot != "none":
         plot = config.results / f"{name}.{config.plot}"
-        write_plot(plot, config, turns)
+        write_plot(plot, config, turns, sent, slo_of(config))
         print(f"plot: {plot}")
     if any(not turn.measures for turn in turns):
         raise ServiceError("a turn has no request that succeeded; see the errors in the table")

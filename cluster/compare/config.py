@@ -37,6 +37,10 @@ class CompareConfig:
         Option("the trace's prompts and answers times this; 0.25: a quarter as long", low=1e-4,
                private=True),
     ] = 1.0  # fmt: skip
+    answer_scale: Annotated[
+        float,
+        Option("the trace's answers times this instead; 0: as --length-scale", low=0, private=True),
+    ] = 0.0  # fmt: skip
     spread_s: Annotated[
         float,
         Option("requests recorded at one time are spread evenly over this much recorded time",
@@ -63,6 +67,11 @@ class CompareConfig:
         Option("longer answers are cut to this; 0: as recorded", unit="tokens", low=0,
                private=True),
     ] = 0  # fmt: skip
+    against: Annotated[
+        str,
+        Option("which colocated service: as many workers, one with all their threads, or both",
+               choices=("both", "many", "one"), private=True),
+    ] = "both"  # fmt: skip
     rounds: Annotated[
         int, Option("turns of each setup, interleaved", unit="turns", low=1, private=True)
     ] = 1

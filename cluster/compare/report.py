@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.compare.break_even import Observed, advice_lines
 from cluster.compare.config import CompareConfig
 from cluster.compare.measures import Slo
-from cluster.compare.plot import Panel, draw
+from cluster.compare.plot import Series, draw
 from cluster.compare.resources import DISAGGREGATED
 from cluster.compare.workload import Workload
 from cluster.load.setups import Setup
@@ -48,8 +48,9 @@ def load_lines(config: CompareConfig, sent: Workload) -> list[str]:
     ]
     if config.trace:
         lines.append(
-            f"  from request {config.first_request:,}; gaps x {config.time_scale:g}, lengths x "
-            f"{config.length_scale:g}, requests of one time "
+            f"  from request {config.first_request:,}; gaps x {config.time_scale:g}, prompts x "
+            f"{config.length_scale:g}, answers x {config.answer_scale or config.length_scale:g}, "
+            "requests of one time "
             + (f"spread over {config.spread_s:g} s" if config.spread_s else "sent at once")
         )
     if sent.num_cut:
@@ -77,23 +78,41 @@ def observe(name: str, turns: Sequence[Turn]) -> Observed | None:
     )
 
 
-def write_plot(path: Path, config: CompareConfig, turns: Sequence[Turn]) -> None:
-    """A panel for each setup: its first turn."""
-    panels = [
-        Panel(_panel_title(turn), turn.records)
+def write_plot(
+    path: Path, config: CompareConfig, turns: Sequence[Turn], sent: Workload, slo: Slo
+) -> None:
+    """The first turn of each setup."""
+    series = [
+        Series(_label(turn), turn.records)
         for setup in _setups(turns)
         for turn in turns
         if turn.setup == setup and turn.round == 0
     ]
-    source = Path(config.trace).name if config.trace else (
-        f"{config.isl} in, {config.osl} out, {config.rate:g}/s"
-    )  # fmt: skip
-    draw(panels, config.slo_itl_ms, f"gaps between tokens: {source}", path)
+    draw(series, slo, _plot_title(config, sent), path)
 
 
-def _panel_title(turn: Turn) -> str:
-    p99 = turn.measures.get("ITL p99 ms")
-    return turn.setup.name + (f": ITL p99 {p99:,.0f} ms" if p99 is not None else "")
+def _plot_title(config: CompareConfig, sent: Workload) -> str:
+    load = f"{len(sent.requests)} requests in {sent.span_s:.0f} s"
+    if not config.trace:
+        return f"{load}: {config.isl} tokens in, {config.osl} out, {config.rate:g} requests/s"
+    answers = config.answer_scale or config.length_scale
+    return (
+        f"{Path(config.trace).stem} from request {config.first_request:,}: {load}; "
+        f"gaps x {config.time_scale:g}, prompts x {config.length_scale:g}, answers x {answers:g}"
+    )
+
+
+def _label(turn: Turn) -> str:
+    found = turn.measures
+    if not found:
+        return f"{turn.setup.name}: nothing succeeded"
+    gaps = f"ITL p50 {found['ITL p50 ms']:,.0f}, p99 {found['ITL p99 ms']:,.0f} ms; " if (
+        "ITL p99 ms" in found
+    ) else ""  # fmt: skip
+    return (
+        f"{turn.setup.name}: {gaps}TTFT p50 {found['TTFT p50 ms']:,.0f}, p99 "
+        f"{found['TTFT p99 ms']:,.0f} ms; both SLOs met by {found['SLOs met %']:.0f} %"
+    )
 
 
 def _setups(turns: Sequence[Turn]) -> list[Setup]:

@@ -23,6 +23,7 @@ class Scaling:
     time: float = 1.0
     length: float = 1.0
     spread_s: float = 0.0
+    answer: float = 0.0  # 0: as length
 
     @property
     def block_tokens(self) -> int:
@@ -60,7 +61,7 @@ def scaled(recorded: Sequence[RecordedRequest], scaling: Scaling) -> list[Record
         RecordedRequest(
             (time_s + _place_in_step(times_s, index) * scaling.spread_s) * scaling.time,
             max(1, round(request.num_prompt_tokens * scaling.length)),
-            max(1, round(request.num_output_tokens * scaling.length)),
+            max(1, round(request.num_output_tokens * (scaling.answer or scaling.length))),
             request.block_ids,
         )
         for index, (time_s, request) in enumerate(zip(times_s, recorded, strict=True))

@@ -20,6 +20,8 @@ def test_times_and_lengths_are_multiplied() -> None:
         RecordedRequest(0.0, 512, 4, (0, 1)),
         RecordedRequest(6.0, 300, 2, (0, 2)),
     ]
+    (longer,) = scaled(BURST[:1], Scaling(length=0.5, answer=2.0))
+    assert (longer.num_prompt_tokens, longer.num_output_tokens) == (512, 16)
     assert scaled(BURST[3:], Scaling(length=0.01))[0].num_prompt_tokens == 1
 
 
