@@ -24,6 +24,7 @@ from pdserve.request_start import REQUEST_START, Arrival, stated_wait_s
 from pdserve.route_hints import read_hints
 from pdserve.rpc import codec_public, status
 from pdserve.rpc.codec_explained import decode_explain_request, encode_explained
+from pdserve.rpc.first_step import FirstStep
 from pdserve.tracing import read_context
 from pdserve.v1 import inference_service_pb2 as pb
 
@@ -95,17 +96,19 @@ class InferenceServer:
             context.set_trailing_metadata(_ledger(stream))
 
     async def _forward(self, stream: GenerationStream, context: Any) -> None:
+        begun = False
         async for delta in stream:
             message = codec_public.encode_delta(delta).SerializeToString()
             try:
                 async with asyncio.timeout(self._stalled_write_s):
-                    await context.write(message)
+                    writing = context.write(message)
+                    await (writing if begun else FirstStep(writing, stream.first_piece_sent))
             except TimeoutError:
                 _log.warning("client_stalled", request=stream.request_id)
                 stream.cancel("client takes nothing")
                 problem = f"client took nothing for {self._stalled_write_s:g} s"
                 raise RequestCancelled(problem) from None
-            stream.first_piece_sent()
+            begun = True
 
     async def _list_models(self, data: bytes, context: Any) -> bytes:
         await _check_empty(pb.ListModelsRequest, data, context)

@@ -98,7 +98,7 @@ class ScriptedStream:
         self._error = error
         self.cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.num_sent = 0
-        self.num_first_pieces = 0  # how often it was told; only the first counts
+        self.num_first_pieces = 0  # how often it was told
 
     @property
     def request_id(self) -> str:
