@@ -113,7 +113,7 @@ class UnknownDecision(UnknownRequest):
     """No routing decision is kept of a request of that name."""
 
     code = "decision_not_found"
-    next_step = "--explain-requests of the router says how many are kept; `last` is the newest"
+    next_step = "--explain-decisions of the router says how many are kept; `last` is the newest"
 
 
 class Overloaded(RequestError):

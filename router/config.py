@@ -159,12 +159,12 @@ class RouterConfig:
             high=1_000_000,
         ),
     ] = 1000  # fmt: skip
-    explain_requests: Annotated[
+    explain_decisions: Annotated[
         int,
         Option(
-            "latest requests whose routing decisions are kept for `pdserve explain`; fewer of them"
-            " among hundreds of workers: 65,536 workers looked at are kept in all",
-            unit="requests", low=0, high=1_000_000,
+            "latest routing decisions kept for `pdserve explain`; fewer of them among hundreds of"
+            " workers: 65,536 workers looked at are kept in all",
+            unit="decisions", low=0, high=1_000_000,
         ),
     ] = 1000  # fmt: skip
     pair_bar_s: Annotated[

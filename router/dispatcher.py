@@ -17,7 +17,7 @@ from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
 from router.config import RouterConfig
 from router.deadlines import least_service_s
-from router.decision_log import Considered, DecisionLog, KeptDecision, KeptRequest
+from router.decision_log import Asker, Considered, DecisionLog, KeptDecision
 from router.explanation import (
     explained,
     explained_request,
@@ -56,7 +56,7 @@ class Dispatcher:
         self._ticket_ttl_s = config.ticket_ttl_s
         self._ticket_numbers = itertools.count(1)
         self._homes = SessionHomes()
-        self._log = DecisionLog(config.explain_requests)
+        self._log = DecisionLog(config.explain_decisions)
         self._limits = PolicyLimits(
             dispatch_window_chunks=config.dispatch_window_chunks,
             dispatch_window_s=config.dispatch_window_ms / 1000,
@@ -114,29 +114,29 @@ class Dispatcher:
         """
         queued = {flight.request.request_id: flight for flight in self._queue}
         kept = self._log.find(wanted)
-        request_id = newest_called(queued, wanted) if kept is None else kept.request_id
+        request_id = newest_called(queued, wanted) if kept is None else kept.asker.request_id
         flight = None if request_id is None else queued.get(request_id)
-        if flight is not None and (kept is None or kept.arrival != flight.arrival):
-            kept = _blank(flight)
+        if flight is not None:
+            now = self._unsent(flight)
+            return explained_request(self._log.of(now.asker), now, self._limits)
         if kept is None:
             raise self._log.unknown(wanted)
-        waiting = None
-        if flight is not None:
-            fleet = self._pool.fleet()
-            considered = self._decide(flight, flight.demand(), fleet)
-            waiting = KeptDecision(0, self._clock.now(), considered, tuple(fleet.views))
-        return explained_request(kept, waiting, self._limits)
+        return explained_request(kept, None, self._limits)
 
     def failed(self, flight: Flight, cause: str) -> None:
         """The attempt under way cannot go on."""
-        self._log.failed(flight.request.request_id, flight.epoch, cause)
+        self._log.failed(flight.arrival, flight.epoch, cause)
 
     def refused(self, flight: Flight, cause: str) -> None:
         """It is taken out of the queue unsent, before its time."""
+        self._log.keep(self._unsent(flight))
+        self._log.failed(flight.arrival, 0, cause)
+
+    def _unsent(self, flight: Flight) -> KeptDecision:
+        """What a decision would be made from now."""
         fleet = self._pool.fleet()
         considered = self._decide(flight, flight.demand(), fleet)
-        self._log.keep(_blank(flight), 0, self._clock.now(), considered, fleet)
-        self._log.failed(flight.request.request_id, 0, cause)
+        return KeptDecision(_asker(flight), 0, self._clock.now(), considered, tuple(fleet.views))
 
     # --- choosing -----------------------------------------------------------------------------
 
@@ -189,11 +189,12 @@ class Dispatcher:
 
     def _note(self, flight: Flight, considered: Considered, fleet: Fleet) -> None:
         """Before it is sent: what the choice was made from."""
-        attempt, now_s = flight.epoch + 1, self._clock.now()
-        self._log.keep(_blank(flight), attempt, now_s, considered, fleet)
+        kept = KeptDecision(
+            _asker(flight), flight.epoch + 1, self._clock.now(), considered, tuple(fleet.views)
+        )
+        self._log.keep(kept)
         if flight.hints.explain:
-            kept = KeptDecision(attempt, now_s, considered, tuple(fleet.views))
-            decision = explained(kept, flight.ledger.started_s, self._limits, max_candidates=8)
+            decision = explained(kept, self._limits, max_candidates=8)
             flight.ledger.explained(explanation_text(decision))
 
     def _cached_tokens(self, flight: Flight, fleet: Fleet) -> Column | None:
@@ -245,8 +246,7 @@ class Dispatcher:
         )
 
 
-def _blank(flight: Flight) -> KeptRequest:
+def _asker(flight: Flight) -> Asker:
     request = flight.request
-    return KeptRequest(
-        request.request_id, flight.arrival, flight.ledger.started_s, bool(request.cache_salt)
-    )
+    salted = bool(request.cache_salt)
+    return Asker(request.request_id, flight.arrival, flight.ledger.started_s, salted)

@@ -44,7 +44,6 @@ class _Row:
 
 def explained(
     kept: KeptDecision,
-    arrived_s: float,
     limits: PolicyLimits,
     *,
     ended: str = "",
@@ -70,7 +69,7 @@ def explained(
         place_why = place_reason(decision, look)
     return RouteDecision(
         attempt=kept.attempt,
-        at_s=kept.at_s - arrived_s,
+        at_s=kept.at_s - kept.asker.arrived_s,
         waits=decision.reason.value if isinstance(decision, Unplaced) else unsent,
         prefill_place=place,
         place_reason=place_why,
@@ -89,13 +88,14 @@ def explained_request(
 ) -> RequestDecisions:
     """All that is kept of it, and, while it is queued, why it waits now."""
     decisions = [
-        explained(each, kept.arrived_s, limits, ended=kept.endings.get(each.attempt, ""))
-        for each in kept.decisions
+        explained(each, limits, ended=kept.endings.get(each.attempt, "")) for each in kept.decisions
     ]
     if waiting is not None:
         first = "others come before it in the queue"
-        decisions.append(explained(waiting, kept.arrived_s, limits, waits=first))
-    return RequestDecisions(kept.request_id, limits.policy.value, kept.salted, tuple(decisions))
+        decisions.append(explained(waiting, limits, waits=first))
+    return RequestDecisions(
+        kept.asker.request_id, limits.policy.value, kept.asker.salted, tuple(decisions)
+    )
 
 
 def workers_of(choice: Placement | Colocated) -> set[WorkerRef]:

@@ -31,7 +31,7 @@ from cluster.load.table import number
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import RequestId, Role, WorkerId, WorkerLimits, WorkerStatus
 from router.config import RouterConfig
-from router.decision_log import Considered, DecisionLog, KeptRequest
+from router.decision_log import Asker, Considered, DecisionLog, KeptDecision
 from router.fleet import Column, Fleet, WorkerRef, WorkerView
 from router.known_caches import KnownCaches
 from router.policy import NO_PAIRS, Decision, Demand, PolicyLimits, place
@@ -92,12 +92,12 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
         renewed[reported[i]] = replace(views[reported[i]])
         fleet.refresh(renewed)
 
-    log, numbers = DecisionLog(RouterConfig().explain_requests), itertools.count()
+    log, numbers = DecisionLog(RouterConfig().explain_decisions), itertools.count()
 
     def keep(decision: Decision, known: Column) -> None:
-        number = next(numbers)
-        blank = KeptRequest(RequestId(f"req-{number}"), number, 0.0, salted=False)
-        log.keep(blank, 1, 0.0, Considered(decision, demand, known, NO_PAIRS), fleet)
+        considered = Considered(decision, demand, known, NO_PAIRS)
+        asker = Asker(RequestId("req"), next(numbers), 0.0, salted=False)
+        log.keep(KeptDecision(asker, 1, 0.0, considered, tuple(fleet.views)))
 
     def decide(i: int) -> None:
         renew(i)
@@ -105,7 +105,7 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
         keep(place(demand, fleet, limits, cached=known), known)
 
     some = place(demand, fleet, limits, cached=cached[0])
-    for _ in range(2 * RouterConfig().explain_requests):
+    for _ in range(2 * RouterConfig().explain_decisions):
         keep(some, cached[0])
 
     timed = {

@@ -10,8 +10,7 @@ from unit.router.test_costs import view
 from pdserve.errors import NoWorkers, UnknownDecision
 from pdserve.types import RequestId, Role, SamplingParams, WorkerId
 from router.config import RouterConfig
-from router.decision_log import MAX_OF_REQUEST, Considered, DecisionLog, KeptRequest
-from router.fleet import Fleet
+from router.decision_log import Asker, Considered, DecisionLog, KeptDecision
 from router.policy import NO_PAIRS, Demand, Placement
 from support.trio import Trio, TrioOptions, collect
 
@@ -21,68 +20,60 @@ CONSIDERED = Considered(CHOICE, Demand(100, 200), None, NO_PAIRS)
 SAMPLING = SamplingParams(max_tokens=3, ignore_eos=True)
 
 
-def keep(log: DecisionLog, request_id: str, arrival: int = 1, attempt: int = 1) -> None:
-    blank = KeptRequest(RequestId(request_id), arrival, 0.0, salted=False)
-    log.keep(blank, attempt, 1.0, CONSIDERED, Fleet.of(VIEWS))
+def keep(log: DecisionLog, request_id: str, arrival: int, attempt: int = 1) -> None:
+    asker = Asker(RequestId(request_id), arrival, 0.0, salted=False)
+    log.keep(KeptDecision(asker, attempt, 1.0, CONSIDERED, tuple(VIEWS)))
+
+
+def names(log: DecisionLog, *wanted: str) -> list[str | None]:
+    found = [log.find(name) for name in wanted]
+    return [None if each is None else each.asker.request_id for each in found]
 
 
 def test_the_latest_are_kept() -> None:
     log = DecisionLog(2)
-    for request_id in ("a", "b", "c"):
-        keep(log, request_id)
-    assert len(log) == 2
-    assert log.find("a") is None
-    found = [log.find(name) for name in ("b", "c", "last")]
-    assert [each and each.request_id for each in found] == ["b", "c", "c"]
-    assert "'a' among those of the 2 latest" in str(log.unknown("a"))
+    for arrival, request_id in enumerate(("a", "b", "c")):
+        keep(log, request_id, arrival)
+    assert names(log, "a", "b", "c", "last", "cmpl-b") == [None, "b", "c", "c", "b"]
+    assert "'a' among the 2 latest" in str(log.unknown("a"))
 
 
 def test_of_many_workers_fewer_are_kept() -> None:
     log = DecisionLog(100, max_views=5)
-    for request_id in ("a", "b", "c"):
-        keep(log, request_id)
-    assert [log.find(name) is not None for name in ("a", "b", "c")] == [False, True, True]
+    for arrival, request_id in enumerate(("a", "b", "c")):
+        keep(log, request_id, arrival)
+    assert names(log, "a", "b", "c") == [None, "b", "c"]
+
+
+def test_the_newest_is_kept_however_many_workers_there_are() -> None:
+    log = DecisionLog(100, max_views=1)
+    keep(log, "a", 1)
+    keep(log, "b", 2)
+    assert names(log, "a", "b") == [None, "b"]
 
 
 def test_nothing_is_kept_of_nothing() -> None:
     log = DecisionLog(0)
-    keep(log, "a")
-    assert len(log) == 0
+    keep(log, "a", 1)
+    log.failed(1, 1, "lost")
+    assert (len(log), log.find("a")) == (0, None)
 
 
 def test_attempts_of_one_request_and_a_request_of_the_same_id() -> None:
-    log = DecisionLog(2)
-    for attempt in range(1, 4):
-        keep(log, "a", attempt=attempt)
-    log.failed(RequestId("a"), 1, "worker lost")
+    log = DecisionLog(10)
+    keep(log, "a", 1, attempt=1)
+    keep(log, "other", 2)
+    keep(log, "a", 1, attempt=2)
+    log.failed(1, 1, "worker lost")
+    log.failed(2, 1, "another's")
     found = log.find("a")
     assert found is not None
-    assert [each.attempt for each in found.decisions] == [1, 2, 3]
+    assert [each.attempt for each in found.decisions] == [1, 2]
     assert found.endings == {1: "worker lost"}
-    keep(log, "a", arrival=2)
+    keep(log, "a", 3)
     found = log.find("a")
     assert found is not None
     assert ([each.attempt for each in found.decisions], found.endings) == ([1], {})
-
-
-def test_answers_of_busy_without_end_take_no_room_without_end() -> None:
-    log = DecisionLog(2, max_views=2 * MAX_OF_REQUEST + 2)
-    keep(log, "a")
-    for attempt in range(10 * MAX_OF_REQUEST):
-        keep(log, "b", attempt=attempt)
-    found = log.find("b")
-    assert found is not None
-    assert len(found.decisions) == MAX_OF_REQUEST
-    assert log.find("a") is not None
-
-
-def test_what_was_kept_stays_as_it_was() -> None:
-    log, fleet = DecisionLog(2), Fleet.of(VIEWS)
-    log.keep(KeptRequest(RequestId("a"), 1, 0.0, False), 1, 1.0, CONSIDERED, fleet)
-    fleet.refresh([view("P0", queued_tokens=100), VIEWS[1]])
-    found = log.find("a")
-    assert found is not None
-    assert found.decisions[0].views == tuple(VIEWS)
 
 
 async def test_each_attempt_of_a_request_that_was_tried_again() -> None:

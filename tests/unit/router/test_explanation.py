@@ -12,7 +12,7 @@ from unit.router.test_few_workers import some_worker
 from pdserve.explained import Candidate, RouteDecision
 from pdserve.route_hints import RouteHints
 from pdserve.types import Request, RequestId, SamplingParams, WorkerId
-from router.decision_log import Considered, KeptDecision
+from router.decision_log import Asker, Considered, KeptDecision
 from router.explanation import explained, explanation_text, workers_of
 from router.fleet import Fleet
 from router.local_prefill import LocalLimits, PrefillPlace
@@ -30,13 +30,15 @@ from router.policy import (
 from router.session_homes import SessionHomes
 from support.trio import Trio, TrioOptions
 
+ASKER = Asker(RequestId("r"), 1, 2.0, salted=False)
+
 
 def explain(
     demand: Demand, fleet: Fleet, limits: PolicyLimits, choice: Decision, **options: int
 ) -> RouteDecision:
     considered = Considered(choice, demand, None, NO_PAIRS)
-    kept = KeptDecision(1, 2.5, considered, tuple(fleet.views))
-    return explained(kept, 2.0, limits, **options)
+    kept = KeptDecision(ASKER, 1, 2.5, considered, tuple(fleet.views))
+    return explained(kept, limits, **options)
 
 
 def test_every_term_of_every_candidate() -> None:
@@ -114,8 +116,8 @@ def test_what_excluded_a_worker() -> None:
     fleet, limits, demand = Fleet.of(views), PolicyLimits(), Demand(100, 200)
     barred = {(WorkerId("P6"), WorkerId("D2"))}
     considered = Considered(place(demand, fleet, limits, barred), demand, None, frozenset(barred))
-    kept = KeptDecision(1, 0.0, considered, (*views, view("D2")))
-    why = {each.worker_id: each.excluded for each in explained(kept, 0.0, limits).candidates}
+    kept = KeptDecision(ASKER, 1, 2.5, considered, (*views, view("D2")))
+    why = {each.worker_id: each.excluded for each in explained(kept, limits).candidates}
     assert why["P0"] == ("full: 10 blocks needed, 1 free",)
     assert why["P1"] == ("context limit: 200 tokens with the answer, at most 150",)
     assert why["P2"] == ("draining",)
