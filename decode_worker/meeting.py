@@ -1,7 +1,8 @@
 """Whether the KV endpoints of prefill workers answer from here, told before a request needs them.
 
-One short task a peer; the connection is closed again at once. Says what is so now and nothing about
-later: a read dials anew. Not covered: trying again (a request does), how fast the way is.
+One task a peer; the connection is closed again at once. Then each transport that both have is
+measured (kvtransfer/rate_probe.py), and a second Met says how fast the one in use is. Says what is
+so now and nothing about later: a read dials anew. Not covered: trying again (a request does).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 
 from kvtransfer.importer import Importer
-from pdserve.errors import PeerUnreachable
+from kvtransfer.rate_probe import RateProbe, WayRate
+from pdserve.errors import PeerUnreachable, TransferError
 from pdserve.log import event_log
 from pdserve.messages import Met, Peer
 from pdserve.roles import EventSink
+from pdserve.types import KVLayout
 
 _log = event_log(__name__)
 
@@ -20,8 +23,9 @@ _log = event_log(__name__)
 class Meeting:
     """Tries of one decode worker, for all its routers."""
 
-    def __init__(self, importer: Importer) -> None:
+    def __init__(self, importer: Importer, probe: RateProbe | None = None) -> None:
         self._importer = importer
+        self._probe = probe
         self._tries: dict[asyncio.Task[None], EventSink] = {}
 
     def meet(self, peers: tuple[Peer, ...], sink: EventSink) -> None:
@@ -51,3 +55,35 @@ class Meeting:
             detail = str(error)
             _log.warning("kv_peer_unreachable", peer=peer.worker_id, error=error)
         sink.emit(Met(peer.worker_id, peer.incarnation, transport, detail))
+        if transport and self._probe is not None and self._probe.enabled and peer.layout:
+            await self._measure(self._probe, peer, peer.layout, transport, sink)
+
+    async def _measure(
+        self, probe: RateProbe, peer: Peer, layout: KVLayout, used: str, sink: EventSink
+    ) -> None:
+        """The transport in use first, then the others that could be."""
+        ways = [each for each in peer.endpoints if each.transport in self._importer.dialers]
+        ways.sort(key=lambda each: each.transport != used)
+        others: list[str] = []
+        rate: WayRate | None = None
+        for endpoint in ways:
+            try:
+                found = await probe.measure(endpoint, layout)
+            except TransferError as error:
+                _log.info("kv_way_not_measured", peer=peer.worker_id,
+                          transport=endpoint.transport, error=error)  # fmt: skip
+                continue
+            if found is None:
+                break  # never a quiet moment
+            if endpoint.transport == used:
+                rate = found
+                sink.emit(Met(peer.worker_id, peer.incarnation, used, "", found.bytes_per_s))
+            else:
+                others.append(_words(found))
+        if rate is not None:
+            _log.info("kv_way_measured", peer=peer.worker_id, used=_words(rate),
+                      others=", ".join(others) or None)  # fmt: skip
+
+
+def _words(rate: WayRate) -> str:
+    return f"{rate.transport} {rate.bytes_per_s / 1e9:.2f} GB/s"

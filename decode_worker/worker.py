@@ -29,6 +29,7 @@ from engine.sequence import Sequence
 from engine.step import SampledToken, StepRow, StepRunner
 from kvtransfer.importer import Importer
 from kvtransfer.intake import IntakeBudget
+from kvtransfer.rate_probe import RateProbe
 from pdserve.clock import Clock
 from pdserve.errors import EngineFailure, PdserveError
 from pdserve.log import event_log
@@ -84,7 +85,9 @@ class DecodeWorker:
         self._room = ArrivalRoom(pool)
         budget = IntakeBudget(config.transfer.intake_bytes_per_step)
         self._intake = Intake(importer, self._room, self, budget)
-        self._meeting = Meeting(importer)
+        self._meeting = Meeting(
+            importer, RateProbe(importer, clock, config.transfer, hello.incarnation)
+        )
         self._assembler = StepAssembler(
             runner.buffers, pool, self._cache, chunk_tokens=config.engine.chunk_tokens,
             step_tokens=config.step_tokens, copies=config.parking == "copy",

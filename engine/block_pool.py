@@ -97,6 +97,11 @@ class BlockPool:
         return len(self._blank) + len(self._spare)
 
     @property
+    def num_blank(self) -> int:
+        """Free blocks without known content."""
+        return len(self._blank)
+
+    @property
     def num_stored(self) -> int:
         """Blocks whose content is known, held or free."""
         return len(self.index)

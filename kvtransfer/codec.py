@@ -23,6 +23,7 @@ from kvtransfer.messages import (
     KvMessage,
     Nack,
     Open,
+    Probe,
     Ready,
     Refused,
 )
@@ -182,6 +183,7 @@ _TYPES: dict[int, type[KvMessage]] = {
     8: Credit,
     9: Refused,
     10: Finished,
+    11: Probe,
 }
 _NUMBERS = {cls: number for number, cls in _TYPES.items()}
 _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {
@@ -199,4 +201,9 @@ _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {
     Credit: lambda fields: Credit(fields.count("num_bytes")),
     Refused: lambda fields: Refused(fields.text("code"), fields.text("detail")),
     Finished: lambda fields: Finished(),
+    Probe: lambda fields: Probe(
+        fields.count("num_tokens"),
+        WorkerId(fields.text("worker_id")),
+        fields.text("incarnation"),
+    ),
 }

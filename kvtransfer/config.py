@@ -40,6 +40,12 @@ class TransferConfig:
     intake_bytes_per_step: Annotated[
         int, Option("KV taken in between two decode steps while sequences run", unit="bytes", low=1)
     ] = 8 * MIB
+    kv_probe_bytes: Annotated[
+        int,
+        Option("what a decode worker reads from each prefill worker it meets, once over each "
+               "transport they share, to tell how fast KV comes: while no request moves KV at "
+               "either, in a tenth of its time at most; 0: nothing", unit="bytes", low=0),
+    ] = 8 * MIB  # fmt: skip
     read_back: Annotated[
         bool,
         Option("check arriving KV again on what a GPU's memory holds: one more copy of every byte "

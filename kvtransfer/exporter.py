@@ -17,7 +17,8 @@ from kvtransfer.codec import decode
 from kvtransfer.config import TransferConfig
 from kvtransfer.export import Export, ExportOutcome
 from kvtransfer.holder_session import HolderSession
-from kvtransfer.messages import Open
+from kvtransfer.messages import Open, Probe
+from kvtransfer.probe_holder import ProbeHolder, SpareBlocks
 from kvtransfer.store import BlockBuffers, Lease
 from kvtransfer.ticket_book import TicketBook
 from kvtransfer.transports.base import Connection
@@ -34,7 +35,15 @@ _log = event_log(__name__)
 class Exporter:
     """All tickets of one worker."""
 
-    def __init__(self, buffers: BlockBuffers, clock: Clock, config: TransferConfig) -> None:
+    def __init__(
+        self,
+        buffers: BlockBuffers,
+        clock: Clock,
+        config: TransferConfig,
+        spare: SpareBlocks = lambda num_blocks: None,
+    ) -> None:
+        """``spare``: blocks for peers that measure the way (probe_holder.py)."""
+        self._probes = ProbeHolder(buffers, clock, config, spare)
         self._buffers = buffers
         self._clock = clock
         self._config = config
@@ -68,6 +77,7 @@ class Exporter:
         assert lease.num_blocks >= self._buffers.layout.num_blocks(num_tokens), "lease too small"
         export = Export(ticket, lease, num_tokens, self._clock, self._book.changed)
         self._book.enter(export)
+        self._probes.stop()
         return export
 
     async def serve(self, connection: Connection) -> None:
@@ -92,6 +102,7 @@ class Exporter:
     async def close(self) -> None:
         """End every export and tell its reader. Readers that do not go are left to the listener."""
         self._closed = True
+        self._probes.stop()
         for export in self._book.exports:
             export.close(TicketUnknown.code, "the worker stops")
         try:
@@ -108,9 +119,12 @@ class Exporter:
             raise ProtocolError("connected and said nothing") from None
         except PeerUnreachable:
             return  # it looked whether somebody is here (Importer.reach)
-        if not isinstance(opening, Open):
+        if not isinstance(opening, (Open, Probe)):
             raise ProtocolError(f"{type(opening).__name__} instead of Open")
         if self._closed:
+            return
+        if isinstance(opening, Probe):
+            await self._probes.serve(connection, opening, busy=bool(self._book.exports))
             return
         session = HolderSession(connection, opening, self._book, self._buffers, self._config)
         await session.run()

@@ -50,10 +50,17 @@ class Importer:
         self._dialers = dict(dialers)
         self._shunned: dict[Endpoint, float] = {}  # not to be tried before
         self._farewells: set[asyncio.Task[None]] = set()
+        self._num_reads = 0
+        self.quiet, self.busy = asyncio.Event(), asyncio.Event()  # no read runs; one does
+        self.quiet.set()
 
     @property
     def dialers(self) -> Mapping[str, Dialer]:
         return self._dialers
+
+    @property
+    def worker_id(self) -> WorkerId:
+        return self._worker_id
 
     async def redeem(
         self, ticket: TransferTicket, make_room: MakeRoom, intake: IntakeBudget
@@ -76,6 +83,7 @@ class Importer:
             raise TicketExpired(f"{-ticket.expires_in_s:g} s before the read began")
         scope = asyncio.timeout(ticket.expires_in_s)
         reader: ReaderSession | None = None
+        self._reads(1)
         try:
             async with scope:
                 endpoint, connection = await self._dial(ticket.endpoints)
@@ -87,6 +95,20 @@ class Importer:
             if reader is None:
                 raise PeerUnreachable(f"not connected in {ticket.expires_in_s:g} s") from None
             raise reader.deadline_error() from None
+        finally:
+            self._reads(-1)
+
+    def _reads(self, change: int) -> None:
+        self._num_reads += change
+        for event, holds in ((self.quiet, not self._num_reads), (self.busy, self._num_reads)):
+            if holds:
+                event.set()
+            else:
+                event.clear()
+
+    async def connect(self, endpoint: Endpoint) -> Connection:
+        """To this one or none; waits as for one of several. Raises PeerUnreachable."""
+        return await self._dial_one(endpoint, TRY_S)
 
     async def reach(self, endpoints: tuple[Endpoint, ...]) -> str:
         """The transport by which a holder answers now, as ``redeem`` would choose it.

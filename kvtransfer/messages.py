@@ -40,6 +40,15 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """In place of Open: a read of so many tokens' worth of spare blocks, to measure the way."""
+
+    num_tokens: int
+    worker_id: WorkerId
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accept:
     """The reader has blocks: send from this token, a block boundary, within the credit.
 
@@ -135,7 +144,9 @@ class Finished:
     """The first token was the last: nothing to take over."""
 
 
-KvMessage = Open | Ready | Accept | Frame | Commit | Ack | Nack | Credit | Refused | Finished
+KvMessage = (
+    Open | Ready | Accept | Frame | Commit | Ack | Nack | Credit | Refused | Finished | Probe
+)
 
 
 def transfer_error(code: str, detail: str) -> TransferError:

@@ -40,6 +40,7 @@ from kvtransfer.messages import (
     Frame,
     KvMessage,
     Open,
+    Probe,
     Ready,
     Refused,
     transfer_error,
@@ -101,7 +102,7 @@ class ReaderSession:
         self._waits_for_peer = True
 
     async def run(
-        self, opening: Open, make_room: MakeRoom, intake: IntakeBudget, transport: str
+        self, opening: Open | Probe, make_room: MakeRoom, intake: IntakeBudget, transport: str
     ) -> ImportedKv:
         """Raises a TransferError, FinishedAtPrefill, or whatever ``make_room`` raises."""
         try:
@@ -132,7 +133,7 @@ class ReaderSession:
         placed = f"{self._position} of {self._ticket.num_tokens} tokens"
         return TicketExpired(f"{placed} placed within {limit}")
 
-    async def _open(self, opening: Open) -> None:
+    async def _open(self, opening: Open | Probe) -> None:
         timeout_s = self._config.ready_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -298,7 +299,7 @@ class ReaderSession:
             await self._connection.send(encode(message))
         except PeerUnreachable:
             # The holder may have said why before it ended the stream: let the next receive tell.
-            if isinstance(message, Open):
+            if isinstance(message, Open | Probe):
                 raise
 
     async def _receive(self) -> KvMessage:

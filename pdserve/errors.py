@@ -23,6 +23,7 @@
     │   ├── TicketExpired
     │   ├── StaleEpoch             a newer attempt owns the ticket
     │   ├── LayoutMismatch         names the first field that differs
+    │   ├── PeerBusy               requests go before a measurement
     │   ├── PeerUnreachable        could not connect, or the connection broke
     │   └── PeerSilent             nothing came before the deadline
     └── ProtocolError              a peer broke the protocol; its session is closed
@@ -203,6 +204,12 @@ class LayoutMismatch(TransferError):
 class PeerUnreachable(TransferError):
     code = "peer_unreachable"
     next_step = "is the peer up, and can this host reach that address? see --listen and --advertise"
+
+
+class PeerBusy(TransferError):
+    """A measurement only: requests go first."""
+
+    code = "peer_busy"
 
 
 class PeerSilent(TransferError):

@@ -81,12 +81,14 @@ class Peer:
     worker_id: WorkerId
     incarnation: str
     endpoints: tuple[Endpoint, ...]
+    layout: KVLayout | None = None  # of its blocks; None: an older router
 
 
 @dataclass(frozen=True, slots=True)
 class Meet:
     """To a decode worker: KV of these may be read from now on. It tries their endpoints at once and
-    answers each with ``Met``, so that a wrong address is known before a request meets it."""
+    answers each with ``Met``, so that a wrong address is known before a request meets it; once it
+    has measured the way it says so with another."""
 
     peers: tuple[Peer, ...]
 
@@ -217,13 +219,15 @@ class Ended:
 class Met:
     """Whether a peer's KV endpoint answers from here. ``transport``: which one did; "": none.
 
-    ``detail`` is for people, empty if one answered.
+    ``detail`` is for people, empty if one answered. ``bytes_per_s``: how fast KV came by that
+    transport in a measurement; 0: none was made (yet).
     """
 
     worker_id: WorkerId
     incarnation: str
     transport: str
     detail: str = ""
+    bytes_per_s: float = 0.0
 
 
 LegEvent = (

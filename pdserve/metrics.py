@@ -50,7 +50,7 @@ class ServiceMetrics:
         self._workers = _WorkerSeries(self.registry)
         self._kv_rate = Gauge(
             "pdserve_kv_pair_bytes_per_second",
-            "KV between two workers, in the latest requests (waits for chunks included)",
+            "KV between two workers: in the latest requests (waits included), or in a probe",
             ["prefill", "decode", "transport", "measured"],
             registry=self.registry,
         )
@@ -105,6 +105,8 @@ class ServiceMetrics:
             labels = (pair.prefill_worker, pair.decode_worker, pair.transport)
             if pair.read_bytes_per_s:
                 self._kv_rate.labels(*labels, "requests").set(pair.read_bytes_per_s)
+            if pair.probe_bytes_per_s:
+                self._kv_rate.labels(*labels, "probe").set(pair.probe_bytes_per_s)
 
 
 class _RequestSeries:

@@ -168,6 +168,7 @@ class KvPairView:
     num_reads: int = 0  # requests whose KV was verified
     num_bytes: int = 0  # that came over for them
     read_bytes_per_s: float = 0.0  # of the latest, the holder's computing in between included
+    probe_bytes_per_s: float = 0.0  # as measured when the two met; 0: not measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
-from engine.block_pool import BlockPool
+from engine.block_pool import BlockLease, BlockPool
 from engine.build import check_engine_config, max_model_len
 from engine.step import StepRunner
 from kvtransfer.coding import CODINGS
@@ -63,7 +63,7 @@ class PrefillApp:
         self._model = model
         self._runner = runner
         self._clock = clock
-        self._exporter = Exporter(runner.buffers, clock, config.transfer)
+        self._exporter = Exporter(runner.buffers, clock, config.transfer, self._spare_blocks)
         if listeners is None:
             listeners = own_listeners(config, runner.buffers.memory_fd, over_ray)
         self._listeners = list(listeners)
@@ -163,6 +163,10 @@ class PrefillApp:
             # The fake engine's values are marks that it checks bit by bit, no numbers.
             kv_codings=() if engine.engine == "fake" else CODINGS,
         )
+
+    def _spare_blocks(self, num_blocks: int) -> BlockLease | None:
+        """For a measurement: no prompt's KV is given up for it, and half of what is free stays."""
+        return self.pool.lease(num_blocks) if num_blocks <= self.pool.num_blank // 2 else None
 
     async def _close_listeners(self) -> None:
         for listener in reversed(self._started):

@@ -1,6 +1,7 @@
 """How KV goes between each prefill and decode worker, as their reads tell it: for people.
 
-One entry a pair that was tried or used: the transport, what reads moved and how fast. A read's time
+One entry a pair that was tried or used: the transport, how fast it was when the decode worker
+measured it at meeting, what reads moved and how fast. A read's time
 is that of its ledger (first frame to verified commit) and contains the holder's waiting for its own
 chunks, so the figure is what requests got, a lower bound of what the way can carry. Nothing is
 decided by it. Pure; a worker that leaves takes its pairs along.
@@ -21,24 +22,33 @@ Pair = tuple[WorkerId, WorkerId]  # prefill, decode
 @dataclass(slots=True)
 class _Way:
     transport: str = ""
+    probe_bytes_per_s: float = 0.0  # by ``transport``
     num_reads: int = 0
     num_bytes: int = 0
     recent_bytes: float = 0.0
     recent_s: float = 0.0
+
+    def use(self, transport: str) -> None:
+        """What was measured of another one says nothing of this."""
+        if transport != self.transport:
+            self.transport, self.probe_bytes_per_s = transport, 0.0
 
 
 class KvPairs:
     def __init__(self) -> None:
         self._ways: dict[Pair, _Way] = {}
 
-    def met(self, pair: Pair, transport: str) -> None:
-        """The decode worker reached the prefill worker by this transport."""
-        self._way(pair).transport = transport
+    def met(self, pair: Pair, transport: str, bytes_per_s: float = 0.0) -> None:
+        """The decode worker reached the prefill worker by this transport; 0: not measured."""
+        way = self._way(pair)
+        way.use(transport)
+        if bytes_per_s:
+            way.probe_bytes_per_s = bytes_per_s
 
     def read(self, pair: Pair, timing: KvTiming) -> None:
         """KV was verified; nothing came over if all of it was there already."""
         way = self._way(pair)
-        way.transport = timing.transport
+        way.use(timing.transport)
         way.num_reads += 1
         way.num_bytes += timing.num_bytes
         way.recent_bytes = KEPT * way.recent_bytes + timing.num_bytes
@@ -67,4 +77,5 @@ def _view(pair: Pair, way: _Way) -> KvPairView:
         num_reads=way.num_reads,
         num_bytes=way.num_bytes,
         read_bytes_per_s=way.recent_bytes / way.recent_s if way.recent_s > 0 else 0.0,
+        probe_bytes_per_s=way.probe_bytes_per_s,
     )

@@ -286,10 +286,11 @@ class WorkerPool:
         if prefill is None or prefill.ref.incarnation != event.incarnation:
             return
         if event.transport:
-            self.pairs.met((event.worker_id, session.ref.worker_id), event.transport)
+            pair = (event.worker_id, session.ref.worker_id)
+            self.pairs.met(pair, event.transport, event.bytes_per_s)
             logger.info(
-                "kv_way_found", prefill=event.worker_id, decode=session.ref.worker_id,
-                transport=event.transport,
+                "kv_way_found", prefill=pair[0], decode=pair[1], transport=event.transport,
+                gb_per_s=f"{event.bytes_per_s / 1e9:.2f}" if event.bytes_per_s else None,
             )  # fmt: skip
             return
         self.barred.bar((event.worker_id, session.ref.worker_id), self._clock.now())
@@ -328,7 +329,8 @@ class WorkerPool:
 
 
 def _peer_of(session: WorkerSession) -> Peer:
-    return Peer(session.ref.worker_id, session.ref.incarnation, session.hello.endpoints)
+    ref, hello = session.ref, session.hello
+    return Peer(ref.worker_id, ref.incarnation, hello.endpoints, hello.layout)
 
 
 def _obstacle(one: Hello, other: Hello) -> str | None:

@@ -111,12 +111,14 @@ def _peer_to_pb(peer: Peer) -> pb.Peer:
         worker_id=peer.worker_id,
         incarnation=peer.incarnation,
         endpoints=values.endpoints_to_pb(peer.endpoints),
+        layout=None if peer.layout is None else values.layout_to_pb(peer.layout),
     )
 
 
 def _peer_from_pb(message: pb.Peer) -> Peer:
     endpoints = values.endpoints_from_pb(message.endpoints)
-    return Peer(WorkerId(message.worker_id), message.incarnation, endpoints)
+    layout = values.layout_from_pb(message.layout) if message.HasField("layout") else None
+    return Peer(WorkerId(message.worker_id), message.incarnation, endpoints, layout)
 
 
 def _submit_to_pb(submit: Submit, clock: Clock) -> pb.Submit:

@@ -242,11 +242,18 @@ def _met_to_pb(event: Met) -> session_pb.Met:
         incarnation=event.incarnation,
         transport=event.transport,
         detail=event.detail,
+        bytes_per_s=event.bytes_per_s,
     )
 
 
 def _met_from_pb(message: session_pb.Met) -> Met:
-    return Met(WorkerId(message.worker_id), message.incarnation, message.transport, message.detail)
+    return Met(
+        WorkerId(message.worker_id),
+        message.incarnation,
+        message.transport,
+        message.detail,
+        message.bytes_per_s,
+    )
 
 
 def _leg_of(message: Any) -> tuple[RequestId, int, Leg]:

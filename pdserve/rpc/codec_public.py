@@ -257,6 +257,7 @@ def _pair_to_pb(pair: KvPairView) -> pb.KvPair:
         num_reads=pair.num_reads,
         num_bytes=pair.num_bytes,
         read_bytes_per_s=pair.read_bytes_per_s,
+        probe_bytes_per_s=pair.probe_bytes_per_s,
     )
 
 
@@ -268,6 +269,7 @@ def _pair_from_pb(message: pb.KvPair) -> KvPairView:
         num_reads=message.num_reads,
         num_bytes=message.num_bytes,
         read_bytes_per_s=message.read_bytes_per_s,
+        probe_bytes_per_s=message.probe_bytes_per_s,
     )
 
 

@@ -208,20 +208,22 @@ class ClusterStatusResponse(_message.Message):
     def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ..., draining: _Optional[bool] = ..., kv_pairs: _Optional[_Iterable[_Union[KvPair, _Mapping]]] = ...) -> None: ...
 
 class KvPair(_message.Message):
-    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s")
+    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s")
     PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     NUM_READS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PROBE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     prefill_worker: str
     decode_worker: str
     transport: str
     num_reads: int
     num_bytes: int
     read_bytes_per_s: float
-    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
+    probe_bytes_per_s: float
+    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class WorkerState(_message.Message):
     __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer")

@@ -161,7 +161,8 @@ async def kv_pair(
     carrier = make_carrier(transport, ends["holder"], config)
     if wrap is not None:
         wrap(carrier)
-    exporter = Exporter(ends["holder"], clock, config)
+    holder_pool = BlockPool(num_blocks)
+    exporter = Exporter(ends["holder"], clock, config, holder_pool.lease)
     endpoint = await carrier.listener.start(wrap_handler(exporter.serve))
     importer = Importer(
         ends["reader"],
@@ -173,7 +174,7 @@ async def kv_pair(
     )
     pair = KvPair(
         config, endpoint, exporter, importer, source, target,
-        BlockPool(num_blocks), BlockPool(num_blocks), IntakeBudget(1 << 30), copiers,
+        holder_pool, BlockPool(num_blocks), IntakeBudget(1 << 30), copiers,
     )  # fmt: skip
     try:
         yield pair

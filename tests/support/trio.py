@@ -239,7 +239,8 @@ class Trio:
         model = options.decode_model or self.model
         runner = options.wrap_runner(role, build_runner(engine, model, self._clock))
         decode = replace(
-            options.decode, engine=engine, transfer=options.transfer, worker_id=name,
+            options.decode, engine=engine, worker_id=name,
+            transfer=replace(options.transfer, kv_probe_bytes=0),  # harm is counted in messages
             routers=("r",),
         )  # fmt: skip
         return DecodeApp(

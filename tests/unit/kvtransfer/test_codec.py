@@ -18,6 +18,7 @@ from kvtransfer.messages import (
     KvMessage,
     Nack,
     Open,
+    Probe,
     Ready,
     Refused,
 )
@@ -55,6 +56,7 @@ MESSAGES = st.one_of(
     st.builds(Credit, COUNTS),
     st.builds(Refused, TEXTS, TEXTS),
     st.just(Finished()),
+    st.builds(Probe, COUNTS, TEXTS.map(WorkerId), TEXTS),
 )
 
 LAYOUT = KVLayout(2, 1, 4, 4, "float32")
@@ -146,7 +148,7 @@ def test_malformed_logprobs_are_refused(logprobs: list[Any]) -> None:
         decode(resealed(EXAMPLES[4], logprobs=logprobs))
 
 
-@pytest.mark.parametrize("number", [0, 11, 255])
+@pytest.mark.parametrize("number", [0, 12, 255])
 def test_an_unknown_type_is_named(number: int) -> None:
     with pytest.raises(UnknownMessage, match=f"type {number}"):
         decode(seal(number, {}))

@@ -18,7 +18,8 @@ async def test_decode_workers_meet_prefill_workers_whoever_comes_first() -> None
         prefill = await bench.join("P1", Role.PREFILL)
         second = await bench.join("D2", Role.DECODE)
         await settle()
-        peer = Peer(prefill.hello.worker_id, prefill.hello.incarnation, prefill.hello.endpoints)
+        hello = prefill.hello
+        peer = Peer(hello.worker_id, hello.incarnation, hello.endpoints, hello.layout)
         assert first.met == second.met == [peer]
         assert prefill.met == []
         await bench.join("P2", Role.PREFILL)
@@ -29,6 +30,7 @@ async def test_decode_workers_meet_prefill_workers_whoever_comes_first() -> None
 async def test_a_pair_that_cannot_meet_is_told_and_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     async with RouterBench() as bench:
         prefill, near = await bench.join_pair()
         far = await bench.join("D2", Role.DECODE)
@@ -47,3 +49,7 @@ async def test_a_pair_that_cannot_meet_is_told_and_not_used(
             KvPairView(WorkerId("P1"), WorkerId("D1"), "grpc"),
         )
         reader.stream.cancel("enough")
+        await near.report(Met(peer.worker_id, peer.incarnation, "grpc", "", 1.5e9))
+        (pair,) = bench.router.status().kv_pairs
+        assert (pair.transport, pair.probe_bytes_per_s) == ("grpc", 1.5e9)
+        assert "gb_per_s=1.50" in caplog.text

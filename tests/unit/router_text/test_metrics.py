@@ -97,12 +97,13 @@ def test_rows_of_workers_that_left_disappear() -> None:
 
 def test_rates_of_pairs_go_with_their_workers() -> None:
     metrics = ServiceMetrics()
-    pair = KvPairView(WorkerId("p0"), WorkerId("d0"), "shm", 2, 100, 1.5e9)
+    pair = KvPairView(WorkerId("p0"), WorkerId("d0"), "shm", 2, 100, 1.5e9, 6e9)
     labels = {"prefill": "p0", "decode": "d0", "transport": "shm"}
     metrics.set_kv_pairs([pair, KvPairView(WorkerId("p1"), WorkerId("d0"), "tcp")])
     assert value(metrics, "kv_pair_bytes_per_second", **labels, measured="requests") == 1.5e9
     assert value(metrics, "kv_pair_bytes_per_second", prefill="p1", decode="d0",
                  transport="tcp", measured="requests") is None  # fmt: skip
+    assert value(metrics, "kv_pair_bytes_per_second", **labels, measured="probe") == 6e9
     metrics.set_kv_pairs([])
     assert value(metrics, "kv_pair_bytes_per_second", **labels, measured="requests") is None
 
