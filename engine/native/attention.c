@@ -1,19 +1,13 @@
 /* See attention.h. */
 #include "attention.h"
 
-#include <math.h>
 #include <string.h>
 
+#include "few_rows.h"
+#include "softmax_rows.h"
+
 #define KEY_PANELS (KEY_TILE / PANEL)
-#define KEY_VECTORS (KEY_TILE / LANES)
 #define LOG2_E 1.44269504088896341f
-
-/* How far (in powers of two) a score may exceed what weights are relative to before sums are scaled
- * anew: weights stay below 2^8 and most tiles change nothing. */
-#define SLACK 8.0f
-
-INLINE int64_t padded_dim(int64_t head_dim) { return panels_of(head_dim) * PANEL; }
-INLINE int64_t weights_stride(void) { return operand_stride(KEY_TILE); }
 
 static int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -47,41 +41,6 @@ AttentionScratch attention_scratch(void *memory, int64_t rows, int64_t head_dim)
     }
     return (AttentionScratch){parts[0], parts[1], parts[2], parts[3],
                               parts[4], parts[5], parts[6], parts[7]};
-}
-
-/* Weights of a row become relative to a larger score. */
-static void raise_largest(const AttentionScratch *s, int64_t row, float now, float scale, int64_t dim) {
-    float *sums = s->sums + row * padded_dim(dim), *totals = s->totals + row * LANES;
-    const float before = s->largest[row];
-    const vf factor = before == -INFINITY ? vf_zero() : vf_exp2(vf_set((before - now) * scale));
-    for (int64_t i = 0; i < padded_dim(dim); i += LANES)
-        vf_store(sums + i, vf_mul(vf_load(sums + i), factor));
-    vf_store(totals, vf_mul(vf_load(totals), factor));
-    s->largest[row] = now;
-}
-
-/* Scores of one row (of them num_visible count) become weights 2^((score - largest) * scale). */
-INLINE void soften(const AttentionScratch *s, int64_t row, const float *scores, elem *weights,
-                   const int is_masked, int64_t num_visible, float scale, int64_t dim) {
-    vf x[KEY_VECTORS], largest = vf_set(-INFINITY);
-    UNROLL for (int i = 0; i < KEY_VECTORS; i++) {
-        x[i] = vf_load(scores + i * LANES);
-        if (is_masked)
-            x[i] = vf_first((int)(num_visible < i * LANES ? 0 : num_visible - i * LANES), x[i], vf_set(-INFINITY));
-        largest = vf_max(largest, x[i]);
-    }
-    if (vf_any_above(largest, vf_set(s->largest[row] + SLACK / scale)))
-        raise_largest(s, row, vf_largest(largest), scale, dim);
-    const vf offset = vf_set(-s->largest[row] * scale);
-    vf total = vf_load(s->totals + row * LANES);
-    UNROLL for (int i = 0; i < KEY_VECTORS; i++) {
-        vf weight = vf_exp2(vf_fma(x[i], vf_set(scale), offset));
-        if (is_masked)
-            weight = vf_first((int)(num_visible < i * LANES ? 0 : num_visible - i * LANES), weight, vf_zero());
-        total = vf_add(total, weight);
-        vf_store_elems(weights + i * LANES, weight);
-    }
-    vf_store(s->totals + row * LANES, total);
 }
 
 /* What all rows of a tile have in common. */
@@ -119,8 +78,7 @@ static void attend_tile(const AttentionScratch *s, const PagedKv *kv, int64_t nu
     const int64_t last = start + num_queries - 1;
     const int64_t num_keys = last + 1 - tile < KEY_TILE ? last + 1 - tile : KEY_TILE;
     const elem *keys[KEY_TILE], *values[KEY_TILE];
-    tile_rows(kv, kv->keys, tile, num_keys, keys);
-    tile_rows(kv, kv->values, tile, num_keys, values);
+    tile_rows(kv, tile, num_keys, keys, values);
     pack_keys(keys, num_keys, kv->head_dim, s->key_panels);
     pack_values(values, num_keys, kv->head_dim, s->value_panels);
     /* Queries before the tile see none of it. */
@@ -140,8 +98,13 @@ void attend(const AttentionScratch *s, const PagedKv *kv, int64_t num_queries, i
     memset(s->sums, 0, (size_t)(num_rows * padded_dim(dim)) * 4);
     memset(s->totals, 0, (size_t)(num_rows * LANES) * 4);
     for (int64_t row = 0; row < num_rows; row++) s->largest[row] = -INFINITY;
-    for (int64_t tile = 0; tile < start + num_queries; tile += KEY_TILE)
-        attend_tile(s, kv, num_queries, heads_per_kv, start, tile, score_scale * LOG2_E);
+    const float scale = score_scale * LOG2_E;
+    if (num_queries == 1 && takes_few_rows(num_rows, dim)) {
+        attend_few_rows(s, kv, num_rows, start + 1, scale);
+    } else {
+        for (int64_t tile = 0; tile < start + num_queries; tile += KEY_TILE)
+            attend_tile(s, kv, num_queries, heads_per_kv, start, tile, scale);
+    }
     for (int64_t row = 0; row < num_rows; row++) {
         const vf total = vf_set(vf_sum(vf_load(s->totals + row * LANES)));
         const float *sums = s->sums + row * padded_dim(dim);

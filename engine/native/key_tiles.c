@@ -3,69 +3,36 @@
 
 #include <string.h>
 
-#define MAX_FAST_DIM 1024
-#if LANES == 16
-static const elem zeros[MAX_FAST_DIM]; /* stands where there is no key */
-#endif
+const elem no_key[MAX_FAST_DIM];
 
-/* Rows of keys or values at the positions tile .. tile + KEY_TILE; those from num_keys on are zero. */
-void tile_rows(const PagedKv *kv, const elem *base, int64_t tile, int64_t num_keys,
-                      const elem *rows[KEY_TILE]) {
+void tile_rows(const PagedKv *kv, int64_t tile, int64_t num_keys, const elem *keys[KEY_TILE],
+               const elem *values[KEY_TILE]) {
+    const int64_t values_from_keys = kv->values - kv->keys;
     int64_t block = tile / kv->block_size, slot = tile % kv->block_size;
-    for (int64_t j = 0; j < KEY_TILE; j++) {
-        rows[j] = j >= num_keys ? NULL : base + kv->table[block] * kv->block_stride + slot * kv->head_dim;
-        if (++slot == kv->block_size) {
-            slot = 0;
-            block++;
+    for (int64_t j = 0; j < num_keys; slot = 0, block++) {
+        const elem *key = kv->keys + kv->table[block] * kv->block_stride + slot * kv->head_dim;
+        for (; slot < kv->block_size && j < num_keys; slot++, j++, key += kv->head_dim) {
+            keys[j] = key;
+            values[j] = key + values_from_keys;
         }
     }
+    for (int64_t j = num_keys; j < KEY_TILE; j++) keys[j] = values[j] = NULL;
 }
-
-#if LANES == 16
-/* The transpose of 16 x 16 words: in rows[i] word j -> out[j] word i. */
-INLINE void transpose(const void *const rows[16], uint32_t *out, int64_t out_stride) {
-    __m512i a[16], b[16];
-    UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(rows[i]);
-    UNROLL for (int i = 0; i < 8; i++) {
-        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(out + i * out_stride, _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88));
-        _mm512_storeu_si512(out + (i + 8) * out_stride, _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd));
-        _mm512_storeu_si512(out + (i + 4) * out_stride, _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88));
-        _mm512_storeu_si512(out + (i + 12) * out_stride, _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd));
-    }
-}
-#endif
 
 /* Keys as a weight with KEY_TILE outputs and head_dim inputs. */
 void pack_keys(const elem *const rows[KEY_TILE], int64_t num_keys, int64_t head_dim, void *panels) {
     const int64_t num_words = words_of(head_dim);
+    const int64_t whole_words = head_dim <= MAX_FAST_DIM ? head_dim / PER_WORD / 4 * 4 : 0;
     for (int64_t j = 0; j < round_up(num_keys, PANEL); j += LANES) {
         uint32_t *panel = (uint32_t *)panels + j / PANEL * num_words * PANEL + j % PANEL;
-        int64_t word = 0;
-#if LANES == 16
-        for (; word + 16 <= num_words && head_dim <= MAX_FAST_DIM; word += 16) {
-            const void *at[16];
-            for (int lane = 0; lane < 16; lane++)
-                at[lane] = (const uint32_t *)(rows[j + lane] ? rows[j + lane] : zeros) + word;
-            transpose(at, panel + word * PANEL, PANEL);
+        const elem *some[LANES];
+        for (int lane = 0; lane < LANES; lane++) some[lane] = rows[j + lane] ? rows[j + lane] : no_key;
+        for (int64_t word = 0; word < whole_words; word += 4) {
+            vi words[4];
+            transpose_four(some, word, words);
+            for (int i = 0; i < 4; i++) vi_store(panel + (word + i) * PANEL, words[i]);
         }
-#endif
-        for (; word < num_words; word++)
+        for (int64_t word = whole_words; word < num_words; word++)
             for (int lane = 0; lane < LANES; lane++) {
                 elem pair[PER_WORD] = {0};
                 for (int i = 0; i < PER_WORD; i++) {

@@ -50,6 +50,27 @@ INLINE vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
 }
 INLINE void vi_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
+/* Interleaved inside each 128 bits. */
+INLINE vi vi_low16(vi a, vi b) { return _mm512_unpacklo_epi16(a, b); }
+INLINE vi vi_high16(vi a, vi b) { return _mm512_unpackhi_epi16(a, b); }
+INLINE vi vi_low32(vi a, vi b) { return _mm512_unpacklo_epi32(a, b); }
+INLINE vi vi_high32(vi a, vi b) { return _mm512_unpackhi_epi32(a, b); }
+INLINE vi vi_low64(vi a, vi b) { return _mm512_unpacklo_epi64(a, b); }
+INLINE vi vi_high64(vi a, vi b) { return _mm512_unpackhi_epi64(a, b); }
+/* 128 bits from each of LANES / 4 places, every fourth in the list. */
+INLINE vi vi_quads(const void *const *at, int64_t bytes) {
+    const char *const *from = (const char *const *)at;
+    vi x = _mm512_castsi128_si512(_mm_loadu_si128((const void *)(from[0] + bytes)));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(from[4] + bytes)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(from[8] + bytes)), 2);
+    return _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(from[12] + bytes)), 3);
+}
+/* Floats that lie as vi_low16 and vi_high16 leave pairs, in their order. */
+INLINE void vf_restore(vf *low, vf *high) {
+    const vf a = _mm512_shuffle_f32x4(*low, *high, 0x44), b = _mm512_shuffle_f32x4(*low, *high, 0xee);
+    *low = _mm512_shuffle_f32x4(a, a, 0xd8);
+    *high = _mm512_shuffle_f32x4(b, b, 0xd8);
+}
 /* Lane i: low half from a, high half from b. */
 INLINE vi vi_pairs(const uint16_t *a, const uint16_t *b) {
     vi low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a));
@@ -114,6 +135,22 @@ INLINE vf vf_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
 }
 INLINE void vi_store(void *p, vi x) { _mm256_storeu_si256(p, x); }
+INLINE vi vi_low16(vi a, vi b) { return _mm256_unpacklo_epi16(a, b); }
+INLINE vi vi_high16(vi a, vi b) { return _mm256_unpackhi_epi16(a, b); }
+INLINE vi vi_low32(vi a, vi b) { return _mm256_unpacklo_epi32(a, b); }
+INLINE vi vi_high32(vi a, vi b) { return _mm256_unpackhi_epi32(a, b); }
+INLINE vi vi_low64(vi a, vi b) { return _mm256_unpacklo_epi64(a, b); }
+INLINE vi vi_high64(vi a, vi b) { return _mm256_unpackhi_epi64(a, b); }
+INLINE vi vi_quads(const void *const *at, int64_t bytes) {
+    const char *const *from = (const char *const *)at;
+    const vi x = _mm256_castsi128_si256(_mm_loadu_si128((const void *)(from[0] + bytes)));
+    return _mm256_inserti128_si256(x, _mm_loadu_si128((const void *)(from[4] + bytes)), 1);
+}
+INLINE void vf_restore(vf *low, vf *high) {
+    const vf a = _mm256_permute2f128_ps(*low, *high, 0x20), b = _mm256_permute2f128_ps(*low, *high, 0x31);
+    *low = a;
+    *high = b;
+}
 INLINE vi vi_pairs(const uint16_t *a, const uint16_t *b) {
     vi low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)a));
     vi high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)b));
