@@ -3,7 +3,8 @@
     clients -- http_port, grpc_port --> faces -> TextService -> Router <- worker_port -- workers
 
 Entering binds the three ports; leaving cancels what still runs and closes everything. Health
-(gRPC) and /ready follow whether both pools can serve. Knows no signals and starts no workers.
+(gRPC) and /ready follow whether the pools it needs can serve. Knows no signals and starts no
+workers.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class ClusterStatus:
     num_tickets: int  # KV on its way or held for a reader
     draining: bool
     kv_pairs: tuple[KvPairView, ...] = ()
+    needed_roles: tuple[Role, ...] = (Role.PREFILL, Role.DECODE)
 
     def num_serving(self, role: Role) -> int:
         """Workers of a role that take new work."""
@@ -48,6 +49,5 @@ class ClusterStatus:
         """Why it cannot serve, "" if it can."""
         if self.draining:
             return "the router is shutting down"
-        needed = (Role.DECODE,) if self.mode == "colocated" else (Role.PREFILL, Role.DECODE)
-        missing = [role.value for role in needed if not self.num_serving(role)]
+        missing = [role.value for role in self.needed_roles if not self.num_serving(role)]
         return f"no {' and no '.join(missing)} worker" if missing else ""

@@ -21,6 +21,7 @@ from pdserve.shared_options import (
     Weights,
 )
 from pdserve.tracing import TracingConfig
+from pdserve.types import Role
 from router.local_prefill import PrefillPlace
 from router.route_policy import RoutePolicy
 
@@ -181,3 +182,10 @@ class RouterConfig:
     @property
     def is_colocated(self) -> bool:
         return self.mode == "colocated"
+
+    @property
+    def needed_roles(self) -> tuple[Role, ...]:
+        """Without a worker of each of them nothing can be served, the prompts' first."""
+        if self.is_colocated or self.prefill_place == PrefillPlace.LOCAL:
+            return (Role.DECODE,)
+        return (Role.PREFILL, Role.DECODE)

@@ -27,7 +27,7 @@ from pdserve.log import event_log
 from pdserve.messages import Committed, FirstToken, LegEvent, Tokens
 from pdserve.request_timing import RequestTiming
 from pdserve.route_hints import RouteHints
-from pdserve.types import ModelInfo, Request, RequestId, Role
+from pdserve.types import ModelInfo, Request, RequestId
 from router import admission
 from router.actions import (
     Action,
@@ -135,6 +135,7 @@ class Router:
             num_tickets=sum(entry.flight.has_ticket for entry in self._entries.values()),
             draining=self._draining,
             kv_pairs=self._pool.pairs.views(),
+            needed_roles=self._config.needed_roles,
         )
 
     def explain(self, request_id: str) -> RequestDecisions:
@@ -208,8 +209,8 @@ class Router:
         self._wake()
 
     def workers_changed(self) -> None:
-        roles = (Role.DECODE,) if self._config.is_colocated else (Role.PREFILL, Role.DECODE)
-        longest = admission.servable_len(self._model.max_model_len, self._pool.views(), roles)
+        views, roles = self._pool.views(), self._config.needed_roles
+        longest = admission.servable_len(self._model.max_model_len, views, roles)
         self._servable = replace(self._model, max_model_len=longest)
         self.serving_changed.set()
         self._wake()
@@ -328,7 +329,7 @@ class Router:
 
     def _estimated_wait_s(self, num_prompt_tokens: int) -> float | None:
         """Until the first token of a request of that length, were it last in the queue."""
-        role = Role.DECODE if self._config.is_colocated else Role.PREFILL
+        role = self._config.needed_roles[0]
         views = [view for view in self._pool.views() if view.role is role]
         ahead = sum(view.uncomputed_tokens for view in views)
         ahead += self._queue.num_prompt_tokens

@@ -17,13 +17,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.fake_model import prepare_fake_model
 from pdserve.clock import MonotonicClock
-from pdserve.errors import ConfigError, ModelFileError, ShuttingDown, WorkerLost
+from pdserve.errors import (
+    ConfigError,
+    ModelFileError,
+    RequestCancelled,
+    ShuttingDown,
+    WorkerLost,
+)
 from pdserve.links import QueueLink, link_pair
 from pdserve.messages import FromWorker, Hello, Meet, Submit, ToWorker, Welcome
 from pdserve.prepared import PreparedModel
 from pdserve.rpc.worker_link import GrpcWorkerLink, dial_router
-from pdserve.types import Role
+from pdserve.types import Leg, Role
 from router.app import RouterApp
+from router.client import AsyncClient
 from router.config import RouterConfig
 from support.scripted_worker import make_hello, settle
 
@@ -135,6 +142,50 @@ async def test_health_and_readiness_follow_the_pools(model: PreparedModel, servi
                 await app.drain(0.0)
                 await expect(NOT_SERVING)
                 assert await ready(app) == (503, "the router is shutting down")
+
+
+async def test_always_local_is_ready_by_decode_workers_alone(model: PreparedModel) -> None:
+    """At both faces, answers included; a prefill worker that comes and goes changes nothing."""
+    config = replace(CONFIG, prefill_place="always-local")
+    async with (
+        RouterApp(config, model, MonotonicClock()) as app,
+        health_of(app, SERVICES[1]) as expect,
+    ):
+        await expect(NOT_SERVING)
+        assert await ready(app) == (503, "no decode worker")
+        async with joined(app, "P1", Role.PREFILL):
+            assert await ready(app) == (503, "no decode worker")
+        async with joined(app, "D1", Role.DECODE) as decode:
+            await expect(SERVING)
+            assert await ready(app) == (200, "")
+            async with AsyncClient(f"127.0.0.1:{app.grpc_port}") as client:
+                view = await client.cluster_status()
+                assert (view.can_serve, view.mode) == (True, "disaggregated")
+                assert view.model.max_model_len == decode_len(app)
+                stream = client.generate("Hi", max_tokens=5)
+                asking = asyncio.create_task(anext(stream))
+                submit = await decode.receive()
+                assert isinstance(submit, Submit)
+                assert submit.leg is Leg.COLOCATED
+                stream.cancel()
+                with pytest.raises(RequestCancelled):
+                    await asking
+        await expect(NOT_SERVING)
+        assert await ready(app) == (503, "no decode worker")
+
+
+@pytest.mark.parametrize("place", ["always-remote", "adaptive"])
+async def test_others_are_not_ready_without_a_prefill_worker(
+    model: PreparedModel, place: str
+) -> None:
+    config = replace(CONFIG, prefill_place=place)
+    async with RouterApp(config, model, MonotonicClock()) as app, joined(app, "D1", Role.DECODE):
+        assert await ready(app) == (503, "no prefill worker")
+
+
+def decode_len(app: RouterApp) -> int:
+    limits = hello_of(app, "D1", Role.DECODE).limits
+    return min(app.model.max_model_len, limits.max_model_len)
 
 
 async def test_workers_of_the_process_are_served_without_a_port(model: PreparedModel) -> None:

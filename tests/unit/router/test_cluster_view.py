@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
+from pdserve.errors import Overloaded
+from pdserve.types import FinishReason, Leg, PrefillTiming, Role, WorkerId, WorkerStatus
 from router.cluster_view import ClusterStatus, WorkerEntry
+from router.config import RouterConfig
 from support.router_bench import RouterBench
 from support.scripted_worker import LIMITS, settle
 
@@ -20,11 +24,12 @@ def entry(role: Role, *, draining: bool = False) -> WorkerEntry:
 
 
 def status(
-    *workers: WorkerEntry, mode: str = "disaggregated", stops: bool = False
+    *workers: WorkerEntry, needs: tuple[Role, ...] = (P, D), stops: bool = False
 ) -> ClusterStatus:
     return ClusterStatus(
-        mode, "m", workers, queue_len=0, num_in_flight=0, num_tickets=0, draining=stops
-    )
+        "", "m", workers, queue_len=0, num_in_flight=0, num_tickets=0, draining=stops,
+        needed_roles=needs,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -39,14 +44,55 @@ def status(
         (status(entry(P, draining=True), entry(P), entry(D)), ""),
         (status(entry(P), entry(D), stops=True), "the router is shutting down"),
         (status(stops=True), "the router is shutting down"),
-        (status(entry(D), mode="colocated"), ""),
-        (status(entry(P), mode="colocated"), "no decode worker"),
-        (status(entry(D, draining=True), mode="colocated"), "no decode worker"),
+        (status(entry(D), needs=(D,)), ""),
+        (status(entry(P), needs=(D,)), "no decode worker"),
+        (status(entry(P, draining=True), entry(D), needs=(D,)), ""),
+        (status(entry(D, draining=True), needs=(D,)), "no decode worker"),
     ],
 )
 def test_whether_it_can_serve_and_why_not(seen: ClusterStatus, problem: str) -> None:
     assert seen.problem() == problem
     assert seen.can_serve() is (problem == "")
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({}, (P, D)),
+        ({"prefill_place": "adaptive"}, (P, D)),
+        ({"prefill_place": "adaptive", "without_prefill_worker": "local"}, (P, D)),
+        ({"without_prefill_worker": "local"}, (P, D)),
+        ({"prefill_place": "always-local"}, (D,)),
+        ({"mode": "colocated"}, (D,)),
+        ({"mode": "colocated", "prefill_place": "adaptive"}, (D,)),
+    ],
+)
+def test_which_workers_a_service_needs(options: dict[str, str], needed: tuple[Role, ...]) -> None:
+    config = RouterConfig(**options)  # type: ignore[arg-type]
+    assert config.needed_roles == needed
+
+
+async def test_a_service_that_never_asks_prefill_workers_goes_by_decode_workers_alone() -> None:
+    limits = {"P1": replace(LIMITS, max_model_len=20), "D1": replace(LIMITS, max_model_len=60)}
+    for place, longest in (("always-local", 60), ("always-remote", 20), ("adaptive", 20)):
+        async with RouterBench(prefill_place=place) as bench:
+            await bench.join("P1", P, limits=limits["P1"])
+            await bench.join("D1", D, limits=limits["D1"])
+            assert bench.router.model.max_model_len == longest
+
+
+async def test_the_wait_is_that_of_the_workers_that_compute() -> None:
+    """A prompt ahead at the decode worker counts, where it is computed there."""
+    async with RouterBench(prefill_place="always-local") as bench:
+        worker = await bench.join("D1", D)
+        first = bench.start(max_tokens=2)
+        submit = await worker.take_submit(Leg.COLOCATED)
+        await worker.admit(submit)
+        await worker.first_token(submit, 10, timing=PrefillTiming(compute_s=1.0))  # of 5 tokens
+        await worker.report(queued_tokens=60)
+        with pytest.raises(Overloaded):
+            bench.start(max_tokens=2, timeout_s=5.0)
+        first.stream.cancel("enough")
 
 
 def test_draining_workers_are_there_but_do_not_serve() -> None:

@@ -14,6 +14,7 @@ from support.scripted_tokens import MODEL_NAME, ScriptedTokens, byte_text_model,
 
 STATUS = ClusterStatus(
     mode="colocated",
+    needed_roles=(Role.DECODE,),
     model=MODEL_NAME,
     workers=(
         WorkerEntry(
