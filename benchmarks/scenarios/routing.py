@@ -22,7 +22,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ScenarioResult:
     rows: list[tuple[str, ...]] = [(
         "workers", "blocks", "table MiB", "of it used %", "hash us", "renew us", "look up us",
-        "place us", "keep us", "decide us", "p99 us", "limit us",
+        "place us", "keep us", "decide us", "p99 us", "cpu us", "cpu p99 us",
+        "limit us",
     )]  # fmt: skip
     data: list[dict[str, object]] = []
     for num_workers in args.workers:
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> ScenarioResult:
             str(num_workers), str(found["blocks"]), number(float(found["table_mib"])),
             number(100 * float(found["fill"])),
             *(number(float(found[f"{name}_us"])) for name in PARTS),
-            number(float(found["decide_p99_us"])), str(limit_us),
+            *(number(float(found[f"{name}_us"])) for name in ("decide_p99", "cpu", "cpu_p99")),
+            str(limit_us),
         ))  # fmt: skip
         data.append({"workers": num_workers, "limit_us": limit_us, **found})
     return ScenarioResult(rows=rows, data={"prompt_tokens": args.prompt_tokens, "rows": data})
@@ -116,8 +118,11 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
         "keep": _times(args.decisions, lambda i: keep(some, cached[i])),
         "decide": _times(args.decisions, decide),
     }
-    result = {f"{name}_us": statistics.median(taken) for name, taken in timed.items()}
-    result["decide_p99_us"] = float(np.quantile(timed["decide"], 0.99))
+    result = {f"{name}_us": statistics.median(taken.elapsed_us) for name, taken in timed.items()}
+    decisions = timed["decide"]
+    result["decide_p99_us"] = float(np.quantile(decisions.elapsed_us, 0.99))
+    result["cpu_us"] = statistics.median(decisions.cpu_us)
+    result["cpu_p99_us"] = float(np.quantile(decisions.cpu_us, 0.99))
     result["blocks"] = index.num_blocks
     result["table_mib"] = index.num_bytes / 2**20
     result["fill"] = index.num_blocks * 12 / index.num_bytes
@@ -156,11 +161,20 @@ def _view(bit: int, draw: np.random.Generator) -> WorkerView:
     )  # fmt: skip
 
 
-def _times(num: int, call: Callable[[int], object]) -> list[float]:
-    """Microseconds of each call."""
-    taken = []
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """By each call."""
+
+    elapsed_us: list[float]
+    cpu_us: list[float]
+
+
+def _times(num: int, call: Callable[[int], object]) -> _Taken:
+    taken = _Taken([], [])
     for i in range(num):
-        started_s = time.perf_counter()
+        started_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
         call(i)
-        taken.append((time.perf_counter() - started_s) * 1e6)
+        cpu_ns, ended_ns = time.thread_time_ns() - cpu_ns, time.perf_counter_ns()
+        taken.elapsed_us.append((ended_ns - started_ns) / 1e3)
+        taken.cpu_us.append(cpu_ns / 1e3)
     return taken
