@@ -221,6 +221,12 @@ def keep_grpc_quiet() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
+def malloc_is_told() -> bool:
+    """Whether somebody has set glibc's malloc from outside (mallopt(3))."""
+    told = any(name.startswith("MALLOC_") for name in os.environ)
+    return told or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+
+
 def cache_folder() -> Path:
     """Where prepared models are kept: ``$PDSERVE_CACHE``, else ``~/.cache/pdserve``."""
     named = os.environ.get(ENVIRONMENT_PREFIX + "CACHE")

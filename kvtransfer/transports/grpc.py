@@ -19,6 +19,7 @@ from kvtransfer.config import MIB
 from kvtransfer.transports.addresses import check_told, told_address, warn_beyond_loopback
 from kvtransfer.transports.base import Handler
 from pdserve.errors import ConfigError, PeerUnreachable
+from pdserve.freed_memory import keep_freed_memory
 from pdserve.rpc.channel import open_channel, server_options
 from pdserve.types import Endpoint
 
@@ -56,6 +57,7 @@ class GrpcListener:
             task = asyncio.current_task()
             assert task is not None
             self._handling.add(task)
+            keep_freed_memory()
             try:
                 await handler(GrpcServerConnection(context))
             finally:
@@ -117,6 +119,7 @@ class GrpcDialer:
                 del self._channels[address]
             await channel.close()
             raise PeerUnreachable(f"grpc {address}: cannot connect")
+        keep_freed_memory()  # here and not at the start: most reads go another way
         stub: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
             f"/{SERVICE}/{METHOD}"
         )
