@@ -11,6 +11,7 @@ from cluster.compare.config import CompareConfig
 from cluster.compare.measures import Slo
 from cluster.compare.plot import Series, draw
 from cluster.compare.resources import DISAGGREGATED
+from cluster.compare.verdict import verdict_lines
 from cluster.compare.workload import Workload
 from cluster.load.setups import Setup
 from cluster.load.table import table
@@ -20,7 +21,7 @@ from cluster.load.turns import Turn, rows_of
 def print_report(
     config: CompareConfig, turns: Sequence[Turn], sent: Workload, slo: Slo, chunk_tokens: int
 ) -> None:
-    """Load, table, advice for each colocated setup; to standard output."""
+    """Load, table, who wins at what and advice for each colocated setup; to standard output."""
     setups = _setups(turns)
     print("\n".join(load_lines(config, sent)))
     print()
@@ -31,8 +32,17 @@ def print_report(
         if colocated is None or disaggregated is None or colocated is disaggregated:
             continue
         print()
+        print("\n".join(_verdict(turns, disaggregated.name, colocated.name)))
         prompt_tokens = statistics.median(r.num_prompt_tokens for r in sent.requests)
         print("\n".join(advice_lines(disaggregated, colocated, slo, prompt_tokens, chunk_tokens)))
+
+
+def _verdict(turns: Sequence[Turn], ours: str, theirs: str) -> list[str]:
+    measured = {
+        name: [turn.measures for turn in turns if turn.setup.name == name]
+        for name in (ours, theirs)
+    }
+    return verdict_lines(measured[ours], measured[theirs], ours, theirs)
 
 
 def load_lines(config: CompareConfig, sent: Workload) -> list[str]:

@@ -38,6 +38,7 @@ def test_a_trace_through_every_setup(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert moved == [turn["setup"] == DISAGGREGATED] * 3
     assert "1 of them cut" in out
     assert "goodput requests/s" in out
+    assert f"{DISAGGREGATED!r} beside {COLOCATED!r}:" in out
     assert f"break-even against {COLOCATED!r}" in out
     (plot,) = tmp_path.glob("compare-*.svg")
     assert "<svg" in plot.read_text()
