@@ -65,7 +65,8 @@ def kv_line(timing: RequestTiming) -> str:
 
 
 def _way(timing: RequestTiming) -> str:
-    return timing.kv_transport + (f" as {timing.kv_coding}" if timing.kv_coding else "")
+    words = timing.kv_transport + (f" as {timing.kv_coding}" if timing.kv_coding else "")
+    return words + (f", not {timing.kv_passed_over}" if timing.kv_passed_over else "")
 
 
 def _sum(parts: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ def record_transfer(tracer: Tracer, leg: DecodeLeg, timing: KvTiming, now_s: flo
         attributes={
             "pdserve.kv_transport": timing.transport,
             "pdserve.kv_coding": timing.coding or EXACT,
+            "pdserve.kv_passed_over": timing.passed_over,
             "pdserve.kv_bytes": timing.num_bytes,
             "pdserve.kv_tokens": timing.num_tokens,
             "pdserve.cached_tokens": timing.num_cached_tokens,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvtransfer.codec import encode
 from kvtransfer.config import TransferConfig
@@ -88,7 +89,11 @@ class Importer:
             async with scope:
                 endpoint, connection = await self._dial(ticket.endpoints)
                 reader = ReaderSession(connection, ticket, self._buffers, self._config, self._clock)
-                return await self._read(reader, connection, ticket, make_room, intake, endpoint)
+                imported = await self._read(reader, connection, ticket, make_room, intake, endpoint)
+                if passed_over := self._before(endpoint, ticket.endpoints):
+                    timing = replace(imported.timing, passed_over=passed_over)
+                    return replace(imported, timing=timing)
+                return imported
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -169,6 +174,11 @@ class Importer:
             except PeerUnreachable as error:
                 self._shun(endpoint, error)
         return last, await self._dial_one(last, self._config.open_timeout_s)
+
+    def _before(self, endpoint: Endpoint, endpoints: tuple[Endpoint, ...]) -> str:
+        """What ``_dial`` passed over for this one."""
+        common = [each for each in endpoints if each.transport in self._dialers]
+        return ",".join(each.transport for each in common[: common.index(endpoint)])
 
     def _shun(self, endpoint: Endpoint, error: PeerUnreachable) -> None:
         """A port behind a firewall costs the first read its wait, not every one."""

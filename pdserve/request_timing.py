@@ -31,6 +31,7 @@ class RequestTiming:
     kv_tokens: int = 0
     kv_transport: str = ""
     kv_coding: str = ""  # "int8" or "fp8" if it travelled in 8 bits a value; empty: exact
+    kv_passed_over: str = ""  # transports that come before kv_transport and could not be reached
     kv_transfer_s: float = 0.0
     kv_exposed_s: float = 0.0  # first token at the router -> committed at the router
     decode_queue_s: float = 0.0

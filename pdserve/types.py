@@ -308,6 +308,7 @@ class KvTiming:
     transfer_s: float = 0.0  # first frame received -> commit verified
     num_cached_tokens: int = 0  # of the context, that the decode worker had already
     coding: str = ""  # "int8" or "fp8" if it came in 8 bits a value; empty: as it was
+    passed_over: str = ""  # transports of both that come first but could not be reached, by commas
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pdserve.public import KvPairView
 from pdserve.types import KvTiming, WorkerId
 
+ONE_HOST = "shm"  # not to be reached from another host: no fallback
 KEPT = 0.9  # of the weight of earlier reads, at each new one
 
 Pair = tuple[WorkerId, WorkerId]  # prefill, decode
@@ -25,6 +26,7 @@ class _Way:
     probe_bytes_per_s: float = 0.0  # by ``transport``
     num_reads: int = 0
     num_bytes: int = 0
+    num_fallbacks: int = 0
     recent_bytes: float = 0.0
     recent_s: float = 0.0
 
@@ -51,6 +53,7 @@ class KvPairs:
         way.use(timing.transport)
         way.num_reads += 1
         way.num_bytes += timing.num_bytes
+        way.num_fallbacks += timing.passed_over not in ("", ONE_HOST)
         way.recent_bytes = KEPT * way.recent_bytes + timing.num_bytes
         way.recent_s = KEPT * way.recent_s + timing.transfer_s
 
@@ -76,6 +79,7 @@ def _view(pair: Pair, way: _Way) -> KvPairView:
         transport=way.transport,
         num_reads=way.num_reads,
         num_bytes=way.num_bytes,
+        num_fallbacks=way.num_fallbacks,
         read_bytes_per_s=way.recent_bytes / way.recent_s if way.recent_s > 0 else 0.0,
         probe_bytes_per_s=way.probe_bytes_per_s,
     )

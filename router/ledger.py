@@ -120,6 +120,7 @@ class Ledger:
             kv_tokens=self._kv.num_tokens,
             kv_transport=self._kv.transport,
             kv_coding=self._kv.coding,
+            kv_passed_over=self._kv.passed_over,
             kv_transfer_s=self._kv.transfer_s,
             kv_exposed_s=exposed_s,
             decode_queue_s=decode_queue_s,

@@ -24,7 +24,16 @@ def run_status(argv: Sequence[str]) -> int:
     return 0
 
 
-_PAIR_COLUMNS = ("KV from", "to", "transport", "GB/s", "requests", "MB", "GB/s in requests")
+_PAIR_COLUMNS = (
+    "KV from",
+    "to",
+    "transport",
+    "GB/s",
+    "requests",
+    "fell back",
+    "MB",
+    "GB/s in requests",
+)
 _COLUMNS = (
     "worker", "role", "free/total blocks", "cached", "reserved", "queued", "running", "parked",
     "exported", "steps", "device",
@@ -60,6 +69,7 @@ def _pair(pair: KvPairView) -> tuple[str, ...]:
         pair.transport,
         _rate(pair.probe_bytes_per_s),
         str(pair.num_reads),
+        str(pair.num_fallbacks),
         f"{pair.num_bytes / 1e6:.1f}",
         _rate(pair.read_bytes_per_s),
     )

@@ -137,6 +137,7 @@ def _committed_to_pb(event: Committed) -> session_pb.Committed:
             transfer_s=timing.transfer_s,
             num_cached_tokens=timing.num_cached_tokens,
             coding=timing.coding,
+            passed_over=timing.passed_over,
         ),
     )
 
@@ -155,6 +156,7 @@ def _committed_from_pb(message: session_pb.Committed) -> Committed:
             transfer_s=timing.transfer_s,
             num_cached_tokens=timing.num_cached_tokens,
             coding=timing.coding,
+            passed_over=timing.passed_over,
         ),
     )
 

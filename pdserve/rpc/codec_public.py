@@ -258,6 +258,7 @@ def _pair_to_pb(pair: KvPairView) -> pb.KvPair:
         num_bytes=pair.num_bytes,
         read_bytes_per_s=pair.read_bytes_per_s,
         probe_bytes_per_s=pair.probe_bytes_per_s,
+        num_fallbacks=pair.num_fallbacks,
     )
 
 
@@ -270,6 +271,7 @@ def _pair_from_pb(message: pb.KvPair) -> KvPairView:
         num_bytes=message.num_bytes,
         read_bytes_per_s=message.read_bytes_per_s,
         probe_bytes_per_s=message.probe_bytes_per_s,
+        num_fallbacks=message.num_fallbacks,
     )
 
 

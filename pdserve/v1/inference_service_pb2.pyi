@@ -208,7 +208,7 @@ class ClusterStatusResponse(_message.Message):
     def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ..., draining: _Optional[bool] = ..., kv_pairs: _Optional[_Iterable[_Union[KvPair, _Mapping]]] = ...) -> None: ...
 
 class KvPair(_message.Message):
-    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s")
+    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s", "num_fallbacks")
     PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +216,7 @@ class KvPair(_message.Message):
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PROBE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_FALLBACKS_FIELD_NUMBER: _ClassVar[int]
     prefill_worker: str
     decode_worker: str
     transport: str
@@ -223,7 +224,8 @@ class KvPair(_message.Message):
     num_bytes: int
     read_bytes_per_s: float
     probe_bytes_per_s: float
-    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ...) -> None: ...
+    num_fallbacks: int
+    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ..., num_fallbacks: _Optional[int] = ...) -> None: ...
 
 class WorkerState(_message.Message):
     __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer")
@@ -346,7 +348,7 @@ class CostPart(_message.Message):
     def __init__(self, name: _Optional[str] = ..., cost_s: _Optional[float] = ...) -> None: ...
 
 class RequestTiming(_message.Message):
-    __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens", "prefill_place", "explanation", "kv_coding", "before_face_s")
+    __slots__ = ("receive_s", "tokenize_s", "queue_s", "prefill_queue_s", "prefill_compute_s", "first_token_return_s", "first_token_send_s", "kv_bytes", "kv_tokens", "kv_transport", "kv_transfer_s", "kv_exposed_s", "decode_queue_s", "decode_first_step_s", "token_return_s", "total_s", "prefill_worker", "decode_worker", "num_dispatches", "num_prompt_tokens", "num_generated_tokens", "prefill_cached_tokens", "kv_cached_tokens", "prefill_place", "explanation", "kv_coding", "before_face_s", "kv_passed_over")
     RECEIVE_S_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -374,6 +376,7 @@ class RequestTiming(_message.Message):
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     KV_CODING_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FACE_S_FIELD_NUMBER: _ClassVar[int]
+    KV_PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     receive_s: float
     tokenize_s: float
     queue_s: float
@@ -401,4 +404,5 @@ class RequestTiming(_message.Message):
     explanation: str
     kv_coding: str
     before_face_s: float
-    def __init__(self, receive_s: _Optional[float] = ..., tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., first_token_return_s: _Optional[float] = ..., first_token_send_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_transfer_s: _Optional[float] = ..., kv_exposed_s: _Optional[float] = ..., decode_queue_s: _Optional[float] = ..., decode_first_step_s: _Optional[float] = ..., token_return_s: _Optional[float] = ..., total_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., num_dispatches: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefill_cached_tokens: _Optional[int] = ..., kv_cached_tokens: _Optional[int] = ..., prefill_place: _Optional[str] = ..., explanation: _Optional[str] = ..., kv_coding: _Optional[str] = ..., before_face_s: _Optional[float] = ...) -> None: ...
+    kv_passed_over: str
+    def __init__(self, receive_s: _Optional[float] = ..., tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_compute_s: _Optional[float] = ..., first_token_return_s: _Optional[float] = ..., first_token_send_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_transfer_s: _Optional[float] = ..., kv_exposed_s: _Optional[float] = ..., decode_queue_s: _Optional[float] = ..., decode_first_step_s: _Optional[float] = ..., token_return_s: _Optional[float] = ..., total_s: _Optional[float] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., num_dispatches: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., prefill_cached_tokens: _Optional[int] = ..., kv_cached_tokens: _Optional[int] = ..., prefill_place: _Optional[str] = ..., explanation: _Optional[str] = ..., kv_coding: _Optional[str] = ..., before_face_s: _Optional[float] = ..., kv_passed_over: _Optional[str] = ...) -> None: ...

@@ -263,20 +263,22 @@ class PrefillTiming(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class KvTiming(_message.Message):
-    __slots__ = ("transport", "num_tokens", "num_bytes", "transfer_s", "num_cached_tokens", "coding")
+    __slots__ = ("transport", "num_tokens", "num_bytes", "transfer_s", "num_cached_tokens", "coding", "passed_over")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CODING_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     transport: str
     num_tokens: int
     num_bytes: int
     transfer_s: float
     num_cached_tokens: int
     coding: str
-    def __init__(self, transport: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., coding: _Optional[str] = ...) -> None: ...
+    passed_over: str
+    def __init__(self, transport: _Optional[str] = ..., num_tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., coding: _Optional[str] = ..., passed_over: _Optional[str] = ...) -> None: ...
 
 class DecodeTiming(_message.Message):
     __slots__ = ("queue_s", "first_step_s")

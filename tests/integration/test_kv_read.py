@@ -35,6 +35,7 @@ async def test_any_size_arrives_whole(transport: str, num_tokens: int, frame_blo
         export = pair.offer_computed(ticket)
         imported = await pair.redeem(ticket)
         assert imported.timing.transport == transport
+        assert imported.timing.passed_over == ""
         assert imported.timing.num_tokens == num_tokens
         assert imported.timing.num_bytes == LAYOUT.num_blocks(num_tokens) * BLOCK
         assert imported.timing.transfer_s >= 0

@@ -102,7 +102,9 @@ async def test_what_cannot_be_reached_by_shm_is_read_by_the_next_transport() -> 
     async with kv_pair("shm") as pair:
         ticket = pair.ticket(9, endpoints=(Endpoint("shm", "pdserve-kv-elsewhere"), pair.endpoint))
         export = pair.offer_computed(ticket)
-        pair.take(await pair.redeem(ticket), export)
+        imported = await pair.redeem(ticket)
+        assert imported.timing.passed_over == "shm"
+        pair.take(imported, export)
 
 
 async def test_a_holder_that_shows_nothing_holds_up_no_other() -> None:

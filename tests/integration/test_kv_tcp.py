@@ -147,6 +147,7 @@ async def test_a_port_that_is_shut_is_tried_once_a_minute_and_the_next_is_used()
             export = pair.offer_computed(ticket)
             imported = await importer.redeem(ticket, pair.make_room, pair.intake)
             assert imported.timing.transport == "grpc"
+            assert imported.timing.passed_over == "tcp"  # tried or not
             assert shut.num_dials == num_dials
             pair.take(imported, export)
             clock.advance(0.6 * SHUN_S)

@@ -45,6 +45,13 @@ def test_reads_are_counted_and_the_latest_weigh_most() -> None:
     assert pairs.views()[0].read_bytes_per_s == pytest.approx(2000, rel=0.01)
 
 
+def test_what_fell_back_is_counted_but_not_for_another_host() -> None:
+    pairs = KvPairs()
+    for passed_over in ("", "shm", "shm,tcp", "tcp"):
+        pairs.read((P1, D1), KvTiming("grpc", 8, 1000, 1.0, passed_over=passed_over))
+    assert (pairs.views()[0].num_reads, pairs.views()[0].num_fallbacks) == (4, 2)
+
+
 def test_a_read_of_nothing_changes_no_rate() -> None:
     """All of it was there already: no byte, no time."""
     pairs = KvPairs()

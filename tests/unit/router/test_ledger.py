@@ -20,7 +20,7 @@ def filled(prefill: PrefillTiming, decode: DecodeTiming) -> RequestTiming:
     ledger.dispatched(101.0, P1, D1)
     ledger.delivered(102.0, 0, epoch=1)
     ledger.prefill_measured(1, prefill)
-    ledger.committed(102.5, KvTiming("grpc", 7, 700, 0.4))
+    ledger.committed(102.5, KvTiming("grpc", 7, 700, 0.4, passed_over="shm,tcp"))
     ledger.decode_measured(decode)
     ledger.delivered(103.5, 1, epoch=1)
     ledger.ended(104.0)
@@ -37,6 +37,7 @@ def test_all_parts_of_a_request_that_went_well() -> None:
         kv_bytes=700,
         kv_tokens=7,
         kv_transport="grpc",
+        kv_passed_over="shm,tcp",
         kv_transfer_s=0.4,
         kv_exposed_s=0.5,
         decode_queue_s=0.1,
