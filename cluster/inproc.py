@@ -14,6 +14,7 @@ from cluster.child import Say
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
+from cluster.serving_wait import wait_until_serving
 from cluster.spec import ClusterSpec, WorkerSpec
 from decode_worker.app import DecodeApp
 from engine.build import build_runner, prepare
@@ -22,7 +23,6 @@ from kvtransfer.transports.inproc import InprocNetwork
 from pdserve.clock import Clock
 from pdserve.links import WorkerLink, link_pair
 from pdserve.prepared import PreparedModel
-from pdserve.rpc.health import wait_serving
 from pdserve.types import Role
 from prefill_worker.app import PrefillApp
 from router.app import RouterApp
@@ -55,7 +55,7 @@ class InprocService:
             self.workers[worker.name] = await self._start_worker(worker, own)
         for report in self.reports():
             self._say(report.describe())
-        await wait_serving(self.address.grpc_target, plan.serve.start_timeout_s)
+        await wait_until_serving(self.address.grpc_target, plan.serve.start_timeout_s)
 
     @property
     def address(self) -> ServiceAddress:

@@ -17,13 +17,13 @@ from cluster.commandline import router_command, worker_command
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
+from cluster.serving_wait import wait_until_serving
 from cluster.spec import ClusterSpec, WorkerSpec
 from cluster.supervisor import Supervisor
 from cluster.tasks import all_or_cancel
 from pdserve.clock import Clock
 from pdserve.config import environment_without
 from pdserve.errors import ProtocolError
-from pdserve.rpc.health import wait_serving
 
 _STOP_MARGIN_S = 5.0  # for a process to end after its own grace is over
 
@@ -78,7 +78,7 @@ class LocalService:
             worker_port=report.worker_port,
         )
         await all_or_cancel(self._start_worker(worker) for worker in self.workers.values())
-        await wait_serving(self._address.grpc_target, self._plan.serve.start_timeout_s)
+        await wait_until_serving(self._address.grpc_target, self._plan.serve.start_timeout_s)
 
     async def done(self) -> str:
         """A local service needs its launcher until the end: this does not return."""

@@ -173,6 +173,15 @@ class KvPairView:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedWorkerView:
+    """A worker that was refused at joining. ``worker_id``: "" if it did not say who it is."""
+
+    worker_id: WorkerId
+    peer: str  # address it came from
+    problem: str  # names the field
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatusView:
     """A snapshot of the service."""
 
@@ -185,6 +194,8 @@ class ClusterStatusView:
     num_tickets: int  # handed out, neither redeemed nor gone
     draining: bool = False  # the router takes no more requests
     kv_pairs: tuple[KvPairView, ...] = ()
+    problem: str = ""  # why it cannot serve
+    refused: tuple[RefusedWorkerView, ...] = ()  # at joining, and not joined since; latest last
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdserve.public import KvPairView
+from pdserve.public import KvPairView, RefusedWorkerView
 from pdserve.types import Endpoint, Role, WorkerId, WorkerLimits, WorkerStatus
 
 
@@ -36,6 +36,7 @@ class ClusterStatus:
     draining: bool
     kv_pairs: tuple[KvPairView, ...] = ()
     needed_roles: tuple[Role, ...] = (Role.PREFILL, Role.DECODE)
+    refused: tuple[RefusedWorkerView, ...] = ()  # at joining, and not joined since
 
     def num_serving(self, role: Role) -> int:
         """Workers of a role that take new work."""

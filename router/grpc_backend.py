@@ -182,6 +182,8 @@ class TextBackend:
             num_tickets=status.num_tickets,
             draining=status.draining,
             kv_pairs=status.kv_pairs,
+            problem=status.problem(),
+            refused=status.refused,
         )
 
 

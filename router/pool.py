@@ -40,6 +40,7 @@ from router.config import RouterConfig
 from router.fleet import Fleet, WorkerRef, WorkerView
 from router.known_caches import KnownCaches
 from router.kv_pairs import KvPairs
+from router.refused_workers import RefusedWorkers
 from router.session import SessionEnd, WorkerSession
 from router.timers import Timers
 
@@ -78,6 +79,7 @@ class WorkerPool:
         self._observer = observer
         self._numbers = itertools.count(1)
         self._sessions: dict[WorkerId, WorkerSession] = {}
+        self.refused = RefusedWorkers()
         self.caches = KnownCaches(config.prefix_index_blocks)
         self.pairs = KvPairs()
         self._fleet = Fleet()
@@ -173,6 +175,7 @@ class WorkerPool:
 
     async def _greet(self, link: RouterLink) -> Hello | None:
         """The Hello of a worker that fits; None after closing the link of another."""
+        hello: FromWorker | None = None
         try:
             hello = await self._first_message(link)
             if self._closing.is_set():  # since the Hello came: nobody would end this session
@@ -186,6 +189,8 @@ class WorkerPool:
             logger.at(
                 level, "worker_refused", peer=link.peer, error=error, next=error.next_step or None
             )
+            if isinstance(error, ProtocolError):
+                self.refused.refused(hello, link.peer, error)
             await link.refuse(error)
         except PdserveError as error:  # the carrier's word for a link that broke
             logger.warning("greeting_broken", peer=link.peer, error=error)
@@ -257,6 +262,7 @@ class WorkerPool:
         session = WorkerSession(ref, hello, link, self._clock, self)
         self._sessions[hello.worker_id] = session
         self.caches.join(ref)
+        self.refused.joined(hello.worker_id)
         session.welcome(self.router_id, self._config.heartbeat_s)
         self._watch(session)
         logger.info(

@@ -136,6 +136,7 @@ class Router:
             draining=self._draining,
             kv_pairs=self._pool.pairs.views(),
             needed_roles=self._config.needed_roles,
+            refused=self._pool.refused.views(),
         )
 
     def explain(self, request_id: str) -> RequestDecisions:

@@ -42,7 +42,7 @@ _COLUMNS = (
 
 def status_text(view: ClusterStatusView) -> str:
     state = "can serve" if view.can_serve else "cannot serve now"
-    state += ", draining" if view.draining else ""
+    state += f": {view.problem}" if view.problem else ""
     head = (
         f"{view.model.name}: {view.mode}, {state}\n"
         f"requests: {view.num_in_flight} in flight, {view.num_queued} of them queued; "
@@ -51,6 +51,8 @@ def status_text(view: ClusterStatusView) -> str:
     lines = [head, "", *_table([_COLUMNS, *(_row(worker) for worker in view.workers)])]
     if view.kv_pairs:
         lines += ["", *_table([_PAIR_COLUMNS, *(_pair(pair) for pair in view.kv_pairs)])]
+    for worker in view.refused:
+        lines += ["", f"refused: {worker.worker_id or worker.peer}: {worker.problem}"]
     return "\n".join(lines)
 
 

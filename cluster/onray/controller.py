@@ -37,11 +37,11 @@ from cluster.onray.view import SeatView, ServiceView
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady
 from cluster.service import ServiceAddress
+from cluster.serving_wait import wait_until_serving
 from cluster.tasks import all_or_cancel
 from pdserve.clock import MonotonicClock
 from pdserve.errors import ConfigError, PdserveError
 from pdserve.log import event_log, setup_logging
-from pdserve.rpc.health import wait_serving
 from pdserve.types import Role
 
 _CALL_S = 10.0
@@ -88,7 +88,7 @@ class Controller:
         }
         async with self._changing:
             await self._add([f"{role}-{n}" for role, count in counts.items() for n in range(count)])
-            await wait_serving(self._addresses()[0].grpc_target, serve.start_timeout_s)
+            await wait_until_serving(self._addresses()[0].grpc_target, serve.start_timeout_s)
             self._phase = "up"
             return self._view()
 

@@ -20,6 +20,7 @@ from pdserve.public import (
     GenerateDelta,
     GenerateJob,
     KvPairView,
+    RefusedWorkerView,
     RequestRecord,
     SampledToken,
     SamplingOptions,
@@ -230,6 +231,11 @@ def encode_status(view: ClusterStatusView) -> pb.ClusterStatusResponse:
         num_tickets=view.num_tickets,
         draining=view.draining,
         kv_pairs=[_pair_to_pb(pair) for pair in view.kv_pairs],
+        problem=view.problem,
+        refused=[
+            pb.RefusedWorker(worker_id=each.worker_id, peer=each.peer, problem=each.problem)
+            for each in view.refused
+        ],
     )
 
 
@@ -246,6 +252,11 @@ def decode_status(message: pb.ClusterStatusResponse) -> ClusterStatusView:
         num_tickets=message.num_tickets,
         draining=message.draining,
         kv_pairs=tuple(_pair_from_pb(pair) for pair in message.kv_pairs),
+        problem=message.problem,
+        refused=tuple(
+            RefusedWorkerView(WorkerId(each.worker_id), each.peer, each.problem)
+            for each in message.refused
+        ),
     )
 
 

@@ -186,7 +186,7 @@ class ClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterStatusResponse(_message.Message):
-    __slots__ = ("can_serve", "mode", "model", "workers", "num_queued", "num_in_flight", "num_tickets", "draining", "kv_pairs")
+    __slots__ = ("can_serve", "mode", "model", "workers", "num_queued", "num_in_flight", "num_tickets", "draining", "kv_pairs", "problem", "refused")
     CAN_SERVE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,8 @@ class ClusterStatusResponse(_message.Message):
     NUM_TICKETS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     KV_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     can_serve: bool
     mode: str
     model: Model
@@ -205,7 +207,19 @@ class ClusterStatusResponse(_message.Message):
     num_tickets: int
     draining: bool
     kv_pairs: _containers.RepeatedCompositeFieldContainer[KvPair]
-    def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ..., draining: _Optional[bool] = ..., kv_pairs: _Optional[_Iterable[_Union[KvPair, _Mapping]]] = ...) -> None: ...
+    problem: str
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedWorker]
+    def __init__(self, can_serve: _Optional[bool] = ..., mode: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., num_queued: _Optional[int] = ..., num_in_flight: _Optional[int] = ..., num_tickets: _Optional[int] = ..., draining: _Optional[bool] = ..., kv_pairs: _Optional[_Iterable[_Union[KvPair, _Mapping]]] = ..., problem: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[RefusedWorker, _Mapping]]] = ...) -> None: ...
+
+class RefusedWorker(_message.Message):
+    __slots__ = ("worker_id", "peer", "problem")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    peer: str
+    problem: str
+    def __init__(self, worker_id: _Optional[str] = ..., peer: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class KvPair(_message.Message):
     __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s", "num_fallbacks")

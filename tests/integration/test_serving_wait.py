@@ -1,0 +1,75 @@
+"""Why a service that was started cannot serve: what is missing, and who was refused and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.commands.status import status_text
+from cluster.serving_wait import wait_until_serving
+from engine.fake_model import prepare_fake_model
+from pdserve.clock import MonotonicClock
+from pdserve.errors import IncompatibleWorker, PeerSilent, PeerUnreachable, ProtocolError
+from pdserve.messages import Hello, StepReport, Welcome
+from pdserve.rpc.worker_link import GrpcWorkerLink, dial_router
+from pdserve.types import Role, WorkerStatus
+from router.app import RouterApp
+from router.client import AsyncClient
+from router.config import RouterConfig
+from support.scripted_worker import make_hello
+
+CONFIG = RouterConfig(http_port=0, grpc_port=0, worker_port=0)
+
+
+async def joining(app: RouterApp, hello: Hello) -> GrpcWorkerLink:
+    link = await dial_router(f"127.0.0.1:{app.worker_port}")
+    await link.send(hello)
+    return link
+
+
+async def test_the_refusal_is_told_until_the_worker_joins(tmp_path: Path) -> None:
+    async with RouterApp(CONFIG, prepare_fake_model(tmp_path), MonotonicClock()) as app:
+        fits = {"model_fingerprint": app.model.fingerprint}
+        target = f"127.0.0.1:{app.grpc_port}"
+        prefill = await joining(app, make_hello("P1", Role.PREFILL, **fits))
+        assert isinstance(await prefill.receive(), Welcome)
+        other = await joining(app, make_hello("D1", Role.DECODE, model_fingerprint="other"))
+        with pytest.raises(IncompatibleWorker):
+            await other.receive()
+        await other.close()
+        reason = r"no decode worker; D1 was refused: model_fingerprint of test is other"
+        with pytest.raises(PeerSilent, match=rf"cannot serve after 0.2 s; {reason}") as told:
+            await wait_until_serving(target, 0.2)
+        assert told.value.next_step == IncompatibleWorker.next_step
+        async with AsyncClient(target) as client:
+            text = status_text(await client.cluster_status())
+            assert "cannot serve now: no decode worker" in text
+            assert "refused: D1: model_fingerprint of test is other" in text
+            decode = await joining(app, make_hello("D1", Role.DECODE, **fits))
+            assert isinstance(await decode.receive(), Welcome)
+            await wait_until_serving(target, 20)
+            view = await client.cluster_status()
+            assert (view.refused, view.problem) == ((), "")
+            assert "refused" not in status_text(view)
+        await prefill.close()
+        await decode.close()
+
+
+async def test_one_that_says_no_hello_is_told_by_its_address(tmp_path: Path) -> None:
+    async with RouterApp(CONFIG, prepare_fake_model(tmp_path), MonotonicClock()) as app:
+        link = await dial_router(f"127.0.0.1:{app.worker_port}")
+        await link.send(StepReport((), WorkerStatus()))
+        with pytest.raises(ProtocolError, match="not Hello"):
+            await link.receive()
+        await link.close()
+        (refused,) = app.router.status().refused
+    assert refused.worker_id == ""
+    assert "127.0.0.1" in refused.peer
+    assert refused.problem == "the first message is a StepReport, not Hello"
+
+
+async def test_where_nobody_listens_there_is_no_more_to_tell() -> None:
+    with pytest.raises((PeerSilent, PeerUnreachable)) as told:
+        await wait_until_serving("127.0.0.1:9", 0.2)
+    assert "refused" not in str(told.value)
