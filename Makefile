@@ -7,12 +7,13 @@ PYTEST_ARGS ?= -q
 GENERATED_CHECK := .ci/gen-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check setup setup-run setup-triton clean
+.PHONY: help demo serve test test-nixl check setup setup-run setup-triton setup-nixl clean
 
 help:
 	@echo "make demo    set up, start router, prefill and decode workers, send four prompts, stop"
 	@echo "make serve   the same service, staying up (options: make serve ARGS='--http-port 8000')"
 	@echo "make test    set up, check, and run every test that needs no GPU"
+	@echo "make test-nixl  install NIXL (69 MB) and run the tests of KV over it"
 	@echo "make check   formatting, types, generated code, architecture"
 	@echo "make setup   make .venv and install everything"
 	@echo "make clean   remove .venv and caches of tools (prepared models stay)"
@@ -29,6 +30,9 @@ test: setup setup-triton check
 	@# sometimes never comes up (twice in some ten runs; never in twenty from a fresh process).
 	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m ray tests/ray
 
+test-nixl: setup setup-nixl
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -k nixl tests/integration tests/unit/kvtransfer
+
 check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -44,6 +48,9 @@ setup-run:
 
 setup-triton: setup
 	@.ci/setup triton
+
+setup-nixl: setup
+	@.ci/setup nixl
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build pdserve.egg-info

@@ -8,6 +8,7 @@ are pinned while a copy runs, and a copy has ended when a call returns or is can
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from kvtransfer.digest import PayloadChecksum, payload_checksum
 from kvtransfer.intake import IntakeBudget
@@ -29,47 +30,58 @@ async def block_pieces(buffers: BlockBuffers, block_ids: Sequence[int]) -> tuple
     return (copy,)
 
 
-Fill = Callable[[int, memoryview], Awaitable[None]]
-"""Puts block ``index`` of a frame's payload into a piece of memory; called in order."""
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How blocks of a frame's payload get into memory; called in order.
+
+    ``put(index, pieces)``: blocks from ``index`` on, as many as there are pieces.
+    ``at_once_bytes``: what one call takes best; it is given one block at least.
+    """
+
+    put: Callable[[int, Sequence[memoryview]], Awaitable[None]]
+    at_once_bytes: int = 0
 
 
 def carried(frame: Frame) -> Fill:
     """The payload came with the message."""
     (payload,) = frame.pieces
 
-    async def fill(index: int, piece: memoryview) -> None:
-        start = index * piece.nbytes
-        piece[:] = payload[start : start + piece.nbytes]
+    async def put(index: int, pieces: Sequence[memoryview]) -> None:
+        start = index * pieces[0].nbytes
+        for piece in pieces:
+            piece[:] = payload[start : start + piece.nbytes]
+            start += piece.nbytes
 
-    return fill
+    return Fill(put)
 
 
 def following(lane: PayloadLane) -> Fill:
     """The payload follows the message."""
 
-    async def fill(index: int, piece: memoryview) -> None:
-        await lane.receive_into((piece,))
+    async def put(index: int, pieces: Sequence[memoryview]) -> None:
+        await lane.receive_into(pieces)
 
-    return fill
+    return Fill(put)
 
 
 def lying_there(frame: Frame, window: Window) -> Fill:
     """The payload lies in the holder's blocks."""
 
-    async def fill(index: int, piece: memoryview) -> None:
-        await window.read((frame.block_ids[index] * piece.nbytes,), (piece,))
+    async def put(index: int, pieces: Sequence[memoryview]) -> None:
+        block_ids = frame.block_ids[index : index + len(pieces)]
+        await window.read([block_id * pieces[0].nbytes for block_id in block_ids], pieces)
 
-    return fill
+    return Fill(put, window.at_once_bytes)
 
 
 def paced(fill: Fill, intake: IntakeBudget) -> Fill:
-    """Each block waits for its share of the budget: a frame may take several steps to go in."""
+    """Each call waits for its share of the budget: a frame may take several steps to go in."""
 
-    async def fill_in_turn(index: int, piece: memoryview) -> None:
-        await intake.take(piece.nbytes)
-        await fill(index, piece)
+    async def put_in_turn(index: int, pieces: Sequence[memoryview]) -> None:
+        await intake.take(sum(piece.nbytes for piece in pieces))
+        await fill.put(index, pieces)
 
-    return fill_in_turn
+    return Fill(put_in_turn, fill.at_once_bytes)
 
 
 async def place_frame(
@@ -117,11 +129,17 @@ async def _write(
 
 
 async def fill_checked(pieces: Sequence[memoryview], frame: Frame, fill: Fill) -> None:
-    """Each block is summed right after it was filled: it still lies in the cache then."""
+    """Blocks are summed right after they were filled: they still lie in the cache then.
+
+    ``pieces``: a block each, all of one size.
+    """
     checksum = PayloadChecksum()
-    for index, piece in enumerate(pieces):
-        await fill(index, piece)
-        checksum.add(piece)
+    num_at_once = max(1, fill.at_once_bytes // pieces[0].nbytes)
+    for index in range(0, len(pieces), num_at_once):
+        filled = pieces[index : index + num_at_once]
+        await fill.put(index, filled)
+        for piece in filled:
+            checksum.add(piece)
     if checksum.value != frame.xxh3:
         raise _differs(frame, "checksum")
 

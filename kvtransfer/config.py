@@ -11,22 +11,24 @@ from pdserve.errors import ConfigError
 from pdserve.types import KVLayout
 
 MIB = 1 << 20
-TRANSPORTS = ("shm", "tcp", "ray", "grpc")  # between processes, fastest first
+TRANSPORTS = ("shm", "nixl", "tcp", "ray", "grpc")  # between processes, in order of preference
+ONLY_BY_NAME = ("nixl",)  # not part of "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class TransferConfig:
     kv_transports: Annotated[
         str,
-        Option("what KV may travel by, with commas: shm, tcp, ray (between Ray actors), grpc; "
-               "auto: all of them. A prefill worker offers these, fastest first, and a decode "
-               "worker takes the first of them that it may use and can reach"),
+        Option("what KV may travel by, with commas: shm, nixl (needs its package), tcp, ray "
+               "(between Ray actors), grpc; auto: all of them but nixl. A prefill worker offers "
+               "these, in this order, and a decode worker takes the first of them that it may use "
+               "and can reach"),
     ] = "auto"  # fmt: skip
     kv_in_flight: Annotated[
         str,
         Option("how a decode worker asks for KV: exact, as it is; or 8 bits a value, with an error "
                "(docs/decisions/0015): int8, or fp8 (e4m3). Where it reads a holder's memory "
-               "itself (shm) nothing travels, and KV is exact",
+               "itself (shm, nixl) KV is exact",
                choices=(EXACT, *CODINGS)),
     ] = EXACT  # fmt: skip
     max_frame_bytes: Annotated[
@@ -70,7 +72,7 @@ class TransferConfig:
     def allows(self, transport: str) -> bool:
         """Raises ConfigError: ``kv_transports`` has a name that is no transport's."""
         if self.kv_transports == "auto":
-            return True
+            return transport not in ONLY_BY_NAME
         names = [name.strip() for name in self.kv_transports.split(",")]
         for name in names:
             if name not in TRANSPORTS:

@@ -20,7 +20,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TextIO
 
@@ -105,6 +106,20 @@ class EventLog:
 def event_log(name: str) -> EventLog:
     """``name``: the module's."""
     return EventLog(logging.getLogger(name))
+
+
+@contextmanager
+def taken_over(name: str) -> Iterator[None]:
+    """For the import of a library that sets up logging for itself: its warnings come to us."""
+    raises = logging.raiseExceptions
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = raises
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
 
 
 def setup_logging(config: LogConfig, worker: str = "") -> None:

@@ -65,7 +65,7 @@ class PrefillApp:
         self._clock = clock
         self._exporter = Exporter(runner.buffers, clock, config.transfer, self._spare_blocks)
         if listeners is None:
-            listeners = own_listeners(config, runner.buffers.memory_fd, over_ray)
+            listeners = own_listeners(config, runner.buffers, over_ray)
         self._listeners = list(listeners)
         self._dial_router = _dial_by_grpc if dial_router is None else dial_router
         self._started: list[Listener] = []

@@ -4,6 +4,7 @@ Ways to move the KV of one prompt, taken in turns within one run, since a machin
 over minutes:
 
     shm, tcp, grpc   exporter -> that transport -> importer: checksums, credit, own blocks, Ack
+    nixl             the same, where --transports names it (make setup-nixl)
     raw socket       sendall -> recv_into over loopback TCP, between the same two processes
     memory copy      block by block within this process
 
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frame-mib", type=float, default=4.0, help="most KV in one frame")
     parser.add_argument("--credit-mib", type=float, default=32.0)
+    parser.add_argument("--transports", default="shm,tcp,grpc", help="of these and nixl")
 
 
 def run(args: argparse.Namespace) -> ScenarioResult:
@@ -117,7 +119,9 @@ class KvReader:
 
     def __init__(self, target: FilledBuffers, args: argparse.Namespace) -> None:
         config = TransferConfig(
-            max_frame_bytes=int(args.frame_mib * 2**20), credit_bytes=int(args.credit_mib * 2**20)
+            kv_transports=args.transports,
+            max_frame_bytes=int(args.frame_mib * 2**20),
+            credit_bytes=int(args.credit_mib * 2**20),
         )
         self._dialers = own_dialers(config, target.layout)
         self._importer = Importer(
@@ -153,7 +157,7 @@ async def _holder(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.scenarios.transport_holder",
         args.dtype, str(args.block_size), str(args.tokens), str(num_rounds),
-        str(int(args.frame_mib * 2**20)), args.loop,
+        str(int(args.frame_mib * 2**20)), args.loop, args.transports,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """The holder's process of the transport scenario: KV of SmolLM2's shape, ready to be read.
 
-    python -m benchmarks.scenarios.transport_holder DTYPE BLOCK_SIZE TOKENS ROUNDS FRAME_BYTES LOOP
+    python -m benchmarks.scenarios.transport_holder ARGUMENTS: in order
+        DTYPE BLOCK_SIZE TOKENS ROUNDS FRAME_BYTES LOOP TRANSPORTS
 
 Prints one line of JSON with its addresses and ends when its standard input does. Serves the same
-memory to KV reads (by every transport, one ticket a round and transport) and on a raw socket (a
+memory to KV reads (by each transport, one ticket a round and transport) and on a raw socket (a
 thread of its own).
 """
 
@@ -21,13 +22,11 @@ import uvloop
 from kvtransfer.config import TransferConfig
 from kvtransfer.exporter import Exporter
 from kvtransfer.messages import FirstTokenInfo
-from kvtransfer.transports.base import Listener
-from kvtransfer.transports.grpc import GrpcListener
-from kvtransfer.transports.shm import ShmListener
-from kvtransfer.transports.tcp import TcpListener
 from pdserve.clock import MonotonicClock
 from pdserve.memory_file import MemoryFile
 from pdserve.types import Endpoint, KVLayout, TicketId, TransferTicket, WorkerId
+from prefill_worker.config import PrefillConfig
+from prefill_worker.listeners import own_listeners
 
 _SEND_BYTES = 4 << 20
 
@@ -101,12 +100,18 @@ def read_endpoints(line: bytes) -> tuple[tuple[Endpoint, ...], int]:
 
 
 async def hold(
-    dtype: str, block_size: int, num_tokens: int, num_rounds: int, frame_bytes: int
+    dtype: str,
+    block_size: int,
+    num_tokens: int,
+    num_rounds: int,
+    frame_bytes: int,
+    transports: str,
 ) -> None:
     layout = layout_of(dtype, block_size)
     buffers = FilledBuffers(layout, layout.num_blocks(num_tokens), seed=1)
-    exporter = Exporter(buffers, MonotonicClock(), TransferConfig(max_frame_bytes=frame_bytes))
-    listeners: list[Listener] = [ShmListener(buffers.memory_fd), TcpListener(), GrpcListener()]
+    config = TransferConfig(kv_transports=transports, max_frame_bytes=frame_bytes)
+    exporter = Exporter(buffers, MonotonicClock(), config)
+    listeners = own_listeners(PrefillConfig(transfer=config, listen="127.0.0.1:0"), buffers)
     endpoints = [await listener.start(exporter.serve) for listener in listeners]
     for endpoint in endpoints:
         for number in range(num_rounds):
@@ -140,10 +145,11 @@ def serve_raw(server: socket.socket, memory: memoryview) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    dtype, block_size, num_tokens, num_rounds, frame_bytes, loop = arguments
+    dtype, block_size, num_tokens, num_rounds, frame_bytes, loop, transports = arguments
+    numbers = [int(each) for each in (block_size, num_tokens, num_rounds, frame_bytes)]
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(hold(dtype, int(block_size), int(num_tokens), int(num_rounds), int(frame_bytes)))
+        runner.run(hold(dtype, *numbers, transports))
 
 
 if __name__ == "__main__":

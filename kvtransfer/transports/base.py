@@ -24,6 +24,10 @@ from pdserve.types import Endpoint
 class Window(Protocol):
     """The memory of the far end's block pool, to be read from here (one-sided)."""
 
+    @property
+    def at_once_bytes(self) -> int:
+        """What one ``read`` takes best; 0: no more than a block."""
+
     async def read(self, offsets: Sequence[int], out: Sequence[memoryview]) -> None:
         """Copy from each offset (bytes from the start of the pool) as much as its ``out`` takes.
 

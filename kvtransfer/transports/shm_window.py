@@ -21,6 +21,8 @@ from pdserve.memory_file import map_read_only
 class PeerMemory:
     """Satisfies ``Window``. ``anchor``: the socket that ends with the owner."""
 
+    at_once_bytes = 0
+
     def __init__(self, peer: str, mapping: mmap.mmap, anchor: socket.socket) -> None:
         self._peer = peer
         self._mapping = mapping

@@ -58,6 +58,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "httpx": ("cluster/load/faces.py",),
     "opentelemetry": ("pdserve/otel.py",),
     "ray": ("cluster/*", "kvtransfer/transports/ray*"),
+    "nixl": ("kvtransfer/transports/nixl_agent.py",),
 }
 
 

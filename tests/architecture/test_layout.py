@@ -113,6 +113,7 @@ def test_every_direct_dependency_is_pinned() -> None:
         *project["dependencies"],
         *groups["demo"],
         *groups["ray"],
+        *groups["nixl"],
         *groups["compare"],
         *groups["gpu"],
         *groups["triton"],

@@ -123,6 +123,8 @@ async def test_finished_early(transport: str, computed: int) -> None:
 
 async def test_unknown_ticket(transport: str) -> None:
     async with kv_pair(transport, config=TransferConfig(open_timeout_s=0.05)) as pair:
+        dialer = pair.importer.dialers[pair.endpoint.transport]
+        await (await dialer.dial(pair.endpoint.address)).close()  # a first one may take longer
         with pytest.raises(TicketUnknown, match="ticket-1"):
             await pair.redeem(pair.ticket(4))
 

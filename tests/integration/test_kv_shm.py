@@ -6,8 +6,6 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,25 +16,10 @@ from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.types import Endpoint
 from support import kv_process
 from support.kv_pair import FIRST, LAYOUT, kv_pair, until
+from support.kv_process import other_process
 from support.kv_transports import Carrier
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shm: no memfd_create")
-
-
-@asynccontextmanager
-async def other_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """(process, its first line); killed at the end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(Path(kv_process.__file__)), *arguments,
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield process, (await process.stdout.readline()).decode().strip()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 def maps_memory_of_others() -> int:
@@ -51,7 +34,10 @@ async def test_a_holder_killed_while_it_is_read_leaves_nothing() -> None:
     def wrap(carrier: Carrier) -> None:
         carrier.dialer = dialer
 
-    async with other_process("hold") as (process, address), kv_pair("shm", wrap=wrap) as pair:
+    async with (
+        other_process("shm", "hold") as (process, address),
+        kv_pair("shm", wrap=wrap) as pair,
+    ):
         ticket = pair.ticket(kv_process.NUM_TOKENS, endpoints=(Endpoint("shm", address),))
         reading = pair.redeem(ticket)
         await until(lambda: pair.intake.bytes_taken > 0)
@@ -71,7 +57,7 @@ async def test_a_reader_killed_while_it_reads_leaves_the_kv_to_the_next() -> Non
         ticket = pair.ticket(kv_process.NUM_TOKENS)
         export = pair.offer(ticket)
         export.advance(8)
-        async with other_process("read", pair.endpoint.address) as (process, line):
+        async with other_process("shm", "read", pair.endpoint.address) as (process, line):
             assert line == "reading"
             process.kill()
             await process.wait()
@@ -115,7 +101,7 @@ async def test_a_holder_that_shows_nothing_holds_up_no_other() -> None:
         dialer = ShmDialer()
         waiting = asyncio.create_task(dialer.dial("pdserve-test-silent"))
         try:
-            async with other_process("hold") as (_, address):
+            async with other_process("shm", "hold") as (_, address):
                 async with asyncio.timeout(20):
                     connection = await dialer.dial(address)
                 assert not waiting.done()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -70,6 +71,19 @@ def _ray(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
     return Carrier(RayListener(least_object_bytes=0), RayDialer())
 
 
+def _nixl(buffers: BlockBuffers, config: TransferConfig) -> Carrier:
+    """As a worker does: a pool that cannot be shown is read over gRPC."""
+    if buffers.memory_fd is None:
+        return _grpc(buffers, config)
+    from kvtransfer.transports.nixl import NixlDialer, NixlListener, pool_memory
+
+    return Carrier(NixlListener(pool_memory(buffers)), NixlDialer())
+
+
+def _no_nixl() -> str:
+    return "" if find_spec("nixl") else "the package is not installed (make setup-nixl)"
+
+
 def _no_memfd() -> str:
     return "" if hasattr(os, "memfd_create") else "no memfd_create on this system"
 
@@ -79,6 +93,7 @@ CASES = {
     "grpc": TransportCase(_grpc),
     "tcp": TransportCase(_tcp),
     "shm": TransportCase(_shm, missing=_no_memfd),
+    "nixl": TransportCase(_nixl, missing=_no_nixl),
 }
 
 

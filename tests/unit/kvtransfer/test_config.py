@@ -17,7 +17,12 @@ def test_every_option_has_help_and_a_unit() -> None:
 
 @pytest.mark.parametrize(
     ("names", "allowed"),
-    [("auto", ["shm", "tcp", "ray", "grpc"]), ("grpc", ["grpc"]), ("tcp, shm", ["shm", "tcp"])],
+    [
+        ("auto", ["shm", "tcp", "ray", "grpc"]),
+        ("grpc", ["grpc"]),
+        ("tcp, shm", ["shm", "tcp"]),
+        ("nixl,grpc", ["nixl", "grpc"]),
+    ],
 )
 def test_which_transports_are_allowed(names: str, allowed: list[str]) -> None:
     config = TransferConfig(kv_transports=names)
@@ -26,7 +31,7 @@ def test_which_transports_are_allowed(names: str, allowed: list[str]) -> None:
 
 @pytest.mark.parametrize("names", ["", "rdma", "grpc,rdma"])
 def test_an_unknown_transport_is_refused_by_name(names: str) -> None:
-    with pytest.raises(ConfigError, match=r"kv_transports: .* none of shm, tcp, ray, grpc"):
+    with pytest.raises(ConfigError, match=r"kv_transports: .* none of shm, nixl, tcp, ray, grpc"):
         TransferConfig(kv_transports=names).allows("grpc")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 
 import pytest
 
@@ -11,6 +11,11 @@ from kvtransfer.transports.base import Connection, Listener
 from pdserve.errors import ConfigError
 from prefill_worker.config import PrefillConfig
 from prefill_worker.listeners import own_listeners
+from support.kv_pair import LAYOUT, ByteBuffers
+from support.staged import GatedCopier, StagedBuffers
+
+_BYTES = ByteBuffers(LAYOUT, 2, seed=0)
+UNSEEN = StagedBuffers(_BYTES, GatedCopier(_BYTES))  # memory that nobody else can map
 
 
 async def _nothing(connection: Connection) -> None:
@@ -40,28 +45,39 @@ async def _endpoints(listeners: list[Listener]) -> list[tuple[str, str]]:
     ],
 )
 async def test_what_is_offered(config: PrefillConfig, wanted: list[tuple[str, str]]) -> None:
-    assert await _endpoints(own_listeners(config, None)) == wanted
+    assert await _endpoints(own_listeners(config, UNSEEN)) == wanted
 
 
 async def test_memory_that_can_be_mapped_is_offered_first() -> None:
-    fd = os.memfd_create("pdserve-kv-test")
-    try:
-        names = [name for name, _ in await _endpoints(own_listeners(PrefillConfig(), fd))]
-    finally:
-        os.close(fd)
+    buffers = ByteBuffers(LAYOUT, 2, seed=0)
+    names = [name for name, _ in await _endpoints(own_listeners(PrefillConfig(), buffers))]
     assert names == ["shm", "tcp", "grpc"]
+
+
+@pytest.mark.parametrize("advertise", ["", "p:9200"])
+async def test_nixl_is_left_out_where_it_cannot_be_used(
+    advertise: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "nixl", None)
+    config = PrefillConfig(advertise=advertise, transfer=TransferConfig(kv_transports="nixl,grpc"))
+    listeners = own_listeners(config, ByteBuffers(LAYOUT, 2, seed=0))
+    assert [name for name, _ in await _endpoints(listeners)] == ["grpc"]
+    assert "kv_transport_left_out" in caplog.text
+    alone = PrefillConfig(transfer=TransferConfig(kv_transports="nixl"))
+    with pytest.raises(ConfigError, match="none of nixl"):
+        own_listeners(alone, UNSEEN)
 
 
 def test_nothing_to_offer_is_refused() -> None:
     config = PrefillConfig(transfer=TransferConfig(kv_transports="shm"))
     with pytest.raises(ConfigError, match="kv_transports: this worker has none of shm"):
-        own_listeners(config, None)
+        own_listeners(config, UNSEEN)
 
 
 async def test_a_port_in_use_is_refused_by_the_options_name() -> None:
-    first = own_listeners(PrefillConfig(), None)
+    first = own_listeners(PrefillConfig(), UNSEEN)
     endpoint = await first[0].start(_nothing)
-    second = own_listeners(PrefillConfig(stream_listen=endpoint.address), None)
+    second = own_listeners(PrefillConfig(stream_listen=endpoint.address), UNSEEN)
     with pytest.raises(ConfigError, match="stream_listen: cannot bind"):
         await second[0].start(_nothing)
     await first[0].close()
