@@ -16,6 +16,7 @@ from engine.build import build_runner, prepare
 from engine.config import EngineConfig
 from engine.step import StepRunner
 from pdserve.clock import Clock
+from pdserve.collector import settle
 from pdserve.cores import parse_cores
 from pdserve.prepared import PreparedModel
 
@@ -50,6 +51,7 @@ async def enter_router(
         worker_port=app.worker_port,
         model_name=config.served_model_name or model.name,
     )
+    settle()
     return app, ready
 
 
@@ -67,6 +69,7 @@ async def enter_prefill(
     app = await stack.enter_async_context(
         PrefillApp(config, model, runner, clock, over_ray=over_ray)
     )
+    settle()
     return app, WorkerReady.of(app.hello, os.getpid())
 
 
@@ -84,6 +87,7 @@ async def enter_decode(
     app = await stack.enter_async_context(
         DecodeApp(config, model, runner, clock, over_ray=over_ray)
     )
+    settle()
     return app, WorkerReady.of(app.hello, os.getpid())
 
 
