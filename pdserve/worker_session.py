@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -31,17 +30,17 @@ from pdserve.messages import (
     ResendCache,
     StepReport,
     Submit,
-    Tokens,
     Welcome,
     WorkerEvent,
 )
+from pdserve.report_pacing import ReportPacing, may_wait
 from pdserve.roles import WorkerRole
 
 WELCOME_TIMEOUT_S = 10.0
 DIAL_TIMEOUT_S = 10.0
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
-REPORT_INTERVAL_S = 0.002
+REPORT_INTERVAL_S = 0.005
 
 _NO_CONNECTION = "no connection"
 _NO_ROUTER = "is a router up at that address (--router), listening beyond loopback (--listen)?"
@@ -60,8 +59,8 @@ async def serve_session(
     """Serve one router until the session ends; returns why, for people.
 
     When it returns or raises, the role has been told (``session_ended``), the link is closed and no
-    task is left. ``leave``, once set, ends the session with a Goodbye. Tokens that come sooner than
-    ``report_interval_s`` after the last report go together, unless one of them ends its request.
+    task is left. ``leave``, once set, ends the session with a Goodbye. ``report_interval_s``: see
+    ReportPacing; 0: every report leaves at once.
 
     Raises:
         IncompatibleWorker: the router will not have this worker.
@@ -164,15 +163,6 @@ async def _stop(tasks: set[asyncio.Task[object]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _may_wait(event: WorkerEvent) -> bool:
-    """Tokens in the middle of an answer: somebody reads them, nothing else follows from them."""
-    return (
-        isinstance(event, Tokens)
-        and event.timing is None
-        and not any(token.finish_reason for token in event.tokens)
-    )
-
-
 class _Session:
     """One session. Satisfies ``EventSink``."""
 
@@ -185,8 +175,7 @@ class _Session:
         self._outbox: list[WorkerEvent] = []
         self._poke = asyncio.Event()
         self._urgent = asyncio.Event()  # something is in the outbox that does not wait
-        self._report_interval_s = report_interval_s
-        self._reported_s = -math.inf
+        self._pacing = ReportPacing(report_interval_s)
         self._heartbeat_s = 1.0
         self._last_submit_seq = 0
         self._cache = role.watch_cache()
@@ -200,7 +189,7 @@ class _Session:
         if not self._ended:
             self._outbox.append(event)
             self._poke.set()
-            if not _may_wait(event):
+            if not may_wait(event):
                 self._urgent.set()
 
     def status_changed(self) -> None:
@@ -278,7 +267,7 @@ class _Session:
         try:
             while True:
                 await self._poke.wait()
-                await self._wait_for_more()
+                await self._wait_for_turn()
                 self._poke.clear()
                 self._urgent.clear()
                 # Before the outbox: what is emitted before the goodbye is sent before it.
@@ -302,15 +291,18 @@ class _Session:
         self._cache_seq += 1
         return CacheChanges(self._cache_seq, delta.stored, delta.evicted, delta.is_reset)
 
-    async def _wait_for_more(self) -> None:
-        """A message costs both ends as much as many tokens: steps that take next to no time share
-        one. Steps longer than the interval never wait."""
-        left_s = self._reported_s + self._report_interval_s - self._clock.now()
-        if left_s > 0 and self._outbox and not self._urgent.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._urgent.wait()
-        self._reported_s = self._clock.now()
+    async def _wait_for_turn(self) -> None:
+        if not self._urgent.is_set():
+            wait_s = self._pacing.wait_s(self._clock.now(), urgent=False)
+            if wait_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._urgent.wait()
+        if self._urgent.is_set():
+            wait_s = self._pacing.wait_s(self._clock.now(), urgent=True)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+        self._pacing.left(self._clock.now())
 
     async def _beat(self) -> None:
         while True:
@@ -336,4 +328,5 @@ class _Session:
 
     def _say_goodbye(self, reason: str) -> None:
         self._goodbye = Goodbye(reason)
+        self._urgent.set()
         self._poke.set()

@@ -15,6 +15,7 @@ from pdserve.messages import (
     Cancel,
     Drain,
     Ended,
+    Failed,
     FromWorker,
     Goodbye,
     Meet,
@@ -136,25 +137,32 @@ def tokens(index: int, finish: FinishReason | None = None) -> Tokens:
     return Tokens((TokenEvent(RequestId("r1"), 1, index, 7, finish),))
 
 
+async def _some_turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize(
-    "urgent", [Ended(RequestId("r1"), 1, Leg.DECODE), tokens(3, FinishReason.LENGTH)]
+    "urgent",
+    [
+        Failed(RequestId("r1"), 1, Leg.DECODE, "engine_failure", ""),
+        tokens(3, FinishReason.LENGTH),
+    ],
 )
-async def test_tokens_amid_an_answer_wait_a_little_and_nothing_else_does(
+async def test_what_nobody_waits_for_goes_with_what_is_urgent(
     urgent: WorkerEvent,
 ) -> None:
     session = Session(report_interval_s=3600.0)
     await session.join()
     await session.router.send(submit_message(1))
-    await session.report()
+    await _some_turns()
     _, sink = session.role.submits[0]
-    sink.emit(tokens(1))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    sink.emit(tokens(2))
-    for _ in range(10):
-        await asyncio.sleep(0)
+    for index in (1, 2):
+        sink.emit(tokens(index))
+        await _some_turns()
     sink.emit(urgent)
-    assert (await session.report()).events == (tokens(1), tokens(2), urgent)
+    admitted = Admitted(RequestId("r1"), 1, Leg.PREFILL)
+    assert (await session.report()).events == (admitted, tokens(1), tokens(2), urgent)
     session.clock.advance(3601.0)
     assert (await session.report()).events == ()  # the heartbeat
     await session.router.close()
