@@ -59,10 +59,18 @@ class KnownCaches:
         if changes.evicted:
             self.index.evict(worker.bit, hashes_of(changes.evicted))
         if len(stored):
-            self.index.store(worker.bit, stored)
-            if worker.expected:
-                worker.expected.difference_update(stored.tolist())
+            self._told(worker, stored)
         return True
+
+    def _told(self, worker: _Worker, stored: Hashes) -> None:
+        """The index has what was expected already; that is nearly all that workers tell."""
+        if worker.expected:
+            told = stored.tolist()
+            known = worker.expected.intersection(told)
+            worker.expected -= known
+            if len(known) == len(told):
+                return
+        self.index.store(worker.bit, stored)
 
     def expect(self, ref: WorkerRef, key: LegKey, hashes: Hashes) -> None:
         """This leg will bring these blocks, as far as the worker has not got them."""

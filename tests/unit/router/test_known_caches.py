@@ -68,6 +68,20 @@ def test_what_was_asked_for_counts_until_the_leg_ends_without() -> None:
     assert caches.index.depths(CHAIN).tolist() == [3]
 
 
+def test_what_was_expected_is_told_with_more_and_evicted_again() -> None:
+    caches = joined()
+    caches.expect(REF, leg("a"), CHAIN[:4])
+    assert caches.changed(REF, told(2, CHAIN[:2])), "all of it expected"
+    assert caches.changed(REF, told(3, CHAIN[2:6])), "half of it expected"
+    caches.settle(REF, leg("a"))
+    assert caches.num_known(REF, CHAIN) == 6
+    assert caches.index.depths(CHAIN).tolist() == [6]
+    assert caches.changed(REF, told(4, CHAIN[:0], CHAIN[1:6]))
+    assert caches.num_known(REF, CHAIN) == 1
+    assert caches.changed(REF, told(5, CHAIN[1:2])), "not expected any more, so stored anew"
+    assert caches.num_known(REF, CHAIN) == 2
+
+
 def test_a_reset_keeps_what_is_expected() -> None:
     caches = joined()
     caches.expect(REF, leg("a"), CHAIN)
