@@ -9,7 +9,7 @@ requests refused before they were queued, and anything beyond the life of the pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class KeptDecision(NamedTuple):
     attempt: int  # 0: it was not sent
     at_s: float
     considered: Considered
-    views: tuple[WorkerView, ...]
+    views: Sequence[WorkerView]  # a fleet's own list, which it leaves as it is
 
 
 class _Failure(NamedTuple):

@@ -136,7 +136,7 @@ class Dispatcher:
         """What a decision would be made from now."""
         fleet = self._pool.fleet()
         considered = self._decide(flight, flight.demand(), fleet)
-        return KeptDecision(_asker(flight), 0, self._clock.now(), considered, tuple(fleet.views))
+        return KeptDecision(_asker(flight), 0, self._clock.now(), considered, fleet.views)
 
     # --- choosing -----------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Dispatcher:
     def _note(self, flight: Flight, considered: Considered, fleet: Fleet) -> None:
         """Before it is sent: what the choice was made from."""
         kept = KeptDecision(
-            _asker(flight), flight.epoch + 1, self._clock.now(), considered, tuple(fleet.views)
+            _asker(flight), flight.epoch + 1, self._clock.now(), considered, fleet.views
         )
         self._log.keep(kept)
         if flight.hints.explain:

@@ -99,7 +99,7 @@ class Fleet:
     only: all workers at once, or one after the other."""
 
     def __init__(self) -> None:
-        self.views: list[WorkerView] = []
+        self.views: list[WorkerView] = []  # another list after each change: who keeps one may
         self._data = np.zeros((len(Columns._fields), 8))
         self._columns = Columns(*self._data[:, :0])
         self._unwritten: set[int] = set()  # rows whose numbers are not in ``_data`` yet

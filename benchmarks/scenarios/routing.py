@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace, num_workers: int) -> dict[str, float]:
     def keep(decision: Decision, known: Column) -> None:
         considered = Considered(decision, demand, known, NO_PAIRS)
         asker = Asker(RequestId("req"), next(numbers), 0.0, salted=False)
-        log.keep(KeptDecision(asker, 1, 0.0, considered, tuple(fleet.views)))
+        log.keep(KeptDecision(asker, 1, 0.0, considered, fleet.views))
 
     def decide(i: int) -> None:
         renew(i)

@@ -11,6 +11,7 @@ from pdserve.errors import NoWorkers, UnknownDecision
 from pdserve.types import RequestId, Role, SamplingParams, WorkerId
 from router.config import RouterConfig
 from router.decision_log import Asker, Considered, DecisionLog, KeptDecision
+from router.fleet import Fleet
 from router.policy import NO_PAIRS, Demand, Placement
 from support.trio import Trio, TrioOptions, collect
 
@@ -74,6 +75,17 @@ def test_attempts_of_one_request_and_a_request_of_the_same_id() -> None:
     found = log.find("a")
     assert found is not None
     assert ([each.attempt for each in found.decisions], found.endings) == ([1], {})
+
+
+def test_what_was_kept_stays_as_it_was() -> None:
+    log, fleet = DecisionLog(2), Fleet.of(VIEWS)
+    asker = Asker(RequestId("a"), 1, 0.0, salted=False)
+    log.keep(KeptDecision(asker, 1, 1.0, CONSIDERED, fleet.views))
+    fleet.refresh([view("P0", queued_tokens=100), VIEWS[1]])
+    fleet.refresh([VIEWS[1]])
+    found = log.find("a")
+    assert found is not None
+    assert list(found.decisions[0].views) == VIEWS
 
 
 async def test_each_attempt_of_a_request_that_was_tried_again() -> None:
