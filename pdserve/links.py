@@ -20,6 +20,9 @@ class WorkerLink(Protocol):
 
     async def send(self, message: FromWorker) -> None: ...
 
+    async def flushed(self) -> None:
+        """Until what was sent is with the carrier, or the link is over."""
+
     async def receive(self) -> ToWorker: ...
 
     async def close(self) -> None: ...
@@ -75,6 +78,9 @@ class QueueLink(Generic[_Out, _In]):
         if self._wire.closed.is_set():
             raise self._wire.reason()
         self._outgoing.put_nowait(message)
+
+    async def flushed(self) -> None:
+        """At once: a queue takes everything."""
 
     async def receive(self) -> _In:
         if not self._incoming.empty():

@@ -267,6 +267,7 @@ class _Session:
         try:
             while True:
                 await self._poke.wait()
+                await self._link.flushed()  # a router that lags gets several steps in one report
                 await self._wait_for_turn()
                 self._poke.clear()
                 self._urgent.clear()

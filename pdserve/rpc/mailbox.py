@@ -26,6 +26,9 @@ class Mailbox(Generic[ItemT]):
         self._getter: asyncio.Future[None] | None = None
         self._end: PdserveError | None = None
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     async def put(self, item: ItemT) -> None:
         """Append. A cancelled put has either appended or left no trace.
 

@@ -65,6 +65,8 @@ class StreamLink(Generic[OutT, InT]):
         self._stalled_write_s = stalled_write_s
         self._outbox: Mailbox[bytes] = Mailbox(BOX_MESSAGES)
         self._inbox: Mailbox[InT] = Mailbox(BOX_MESSAGES)
+        self._flushed = asyncio.Event()  # nothing is unwritten, or nothing will be written
+        self._flushed.set()
         self._closed = asyncio.Event()
         self._fault: ProtocolError | None = None
         self._reader = asyncio.create_task(self._read_all(), name=f"link-reader {peer}")
@@ -90,7 +92,17 @@ class StreamLink(Generic[OutT, InT]):
         Raises:
             WorkerLost: the session is over.
         """
-        await self._outbox.put(self._encode(message))
+        data = self._encode(message)
+        self._flushed.clear()
+        try:
+            await self._outbox.put(data)
+        except PdserveError:
+            self._flushed.set()
+            raise
+
+    async def flushed(self) -> None:
+        """Until the stream has taken what was sent, or the link is over."""
+        await self._flushed.wait()
 
     async def receive(self) -> InT:
         """The next message; one receiver at a time. May be cancelled without losing a message.
@@ -128,6 +140,7 @@ class StreamLink(Generic[OutT, InT]):
         self._inbox.end(error)
         lost = error if isinstance(error, WorkerLost) else WorkerLost(f"session over: {error}")
         self._outbox.end(lost)
+        self._flushed.set()
 
     async def _read_all(self) -> None:
         try:
@@ -150,6 +163,8 @@ class StreamLink(Generic[OutT, InT]):
                 data = await self._outbox.get()
                 async with asyncio.timeout(self._stalled_write_s):
                     await self._stream.write(data)
+                if not self._outbox:
+                    self._flushed.set()
         except TimeoutError:
             self._end(WorkerLost(f"{self._peer} took nothing for {self._stalled_write_s:g} s"))
         except PdserveError as error:

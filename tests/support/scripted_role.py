@@ -89,6 +89,9 @@ class BrokenLink:
         if self.on_send and self.num_sent > 1:
             raise self.error
 
+    async def flushed(self) -> None:
+        await asyncio.sleep(0)
+
     async def receive(self) -> ToWorker:
         if self.welcome:
             self.welcome = False

@@ -64,6 +64,32 @@ async def test_messages_pass_in_order(stream: ScriptedStream, link: StreamLink[s
     assert stream.finished
 
 
+async def test_flushed_waits_for_the_stream_to_take_what_was_sent(
+    stream: ScriptedStream, link: StreamLink[str, str]
+) -> None:
+    await link.flushed()
+    stream.may_write.clear()
+    await link.send("one")
+    await link.send("two")
+    waiting = asyncio.create_task(link.flushed())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stream.may_write.set()
+    await waiting
+    assert stream.written == [b"one", b"two"]
+
+
+async def test_flushed_ends_with_the_link(
+    stream: ScriptedStream, link: StreamLink[str, str]
+) -> None:
+    stream.may_write.clear()
+    await link.send("never taken")
+    await link.flushed()
+    with pytest.raises(WorkerLost, match="took nothing"):
+        await link.send("late")
+    await link.flushed()
+
+
 async def test_what_arrived_before_the_end_is_received(
     stream: ScriptedStream, link: StreamLink[str, str]
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pdserve.clock import ManualClock
-from pdserve.links import link_pair
+from pdserve.links import QueueLink, link_pair
 from pdserve.messages import (
     Admitted,
     CacheChanges,
@@ -33,6 +33,18 @@ from pdserve.worker_session import serve_session
 from support.scripted_role import HELLO, WELCOME, FakeRole, submit_message
 
 
+class GatedLink(QueueLink[FromWorker, ToWorker]):
+    """A worker's link whose carrier takes nothing more while ``gate`` is shut."""
+
+    def __init__(self, link: QueueLink[FromWorker, ToWorker]) -> None:
+        self.__dict__.update(link.__dict__)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def flushed(self) -> None:
+        await self.gate.wait()
+
+
 class Session:
     """One running ``serve_session`` and the router's end of its link."""
 
@@ -41,10 +53,11 @@ class Session:
     ) -> None:
         self.clock = ManualClock()
         self.role = FakeRole()
-        worker, self.router = link_pair()
+        link, self.router = link_pair()
+        self.worker = GatedLink(link)
         self.task = asyncio.create_task(
             serve_session(
-                worker, self.role, self.clock, leave=leave, report_interval_s=report_interval_s
+                self.worker, self.role, self.clock, leave=leave, report_interval_s=report_interval_s
             )
         )
 
@@ -165,6 +178,25 @@ async def test_what_nobody_waits_for_goes_with_what_is_urgent(
     assert (await session.report()).events == (admitted, tokens(1), tokens(2), urgent)
     session.clock.advance(3601.0)
     assert (await session.report()).events == ()  # the heartbeat
+    await session.router.close()
+    await session.reason()
+
+
+async def test_a_router_that_lags_gets_what_waited_in_one_report() -> None:
+    session = Session()
+    session.worker.gate.clear()
+    await session.receive()
+    await session.router.send(WELCOME)
+    await session.router.send(submit_message(1))
+    await _some_turns()
+    _, sink = session.role.submits[0]
+    sent = [tokens(1), tokens(2), tokens(3, FinishReason.LENGTH)]
+    for event in sent:
+        sink.emit(event)
+        await _some_turns()
+    session.worker.gate.set()
+    admitted = Admitted(RequestId("r1"), 1, Leg.PREFILL)
+    assert (await session.report()).events == (admitted, *sent)
     await session.router.close()
     await session.reason()
 
