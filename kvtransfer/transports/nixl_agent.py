@@ -23,6 +23,7 @@ from pdserve.log import event_log, taken_over
 
 BACKEND = "UCX"
 DRAM, VRAM = "DRAM", "VRAM"
+PROGRESS_PAUSE_US = 1000  # of NIXL's thread, without events; connecting takes as long with 100 ms
 LEAST_POLL_S, MOST_POLL_S = 0.0002, 0.02
 
 T = TypeVar("T")
@@ -167,13 +168,17 @@ class _Calls:
         library = _library()
         self.failures: tuple[type[Exception], ...] = _failures(library)
         unusable: tuple[type[Exception], ...] = (*self.failures, RuntimeError)  # no plugins at all
-        config = library.nixl_agent_config(enable_prog_thread=True, backends=[BACKEND])
+        name = f"pdserve-{secrets.token_hex(8)}"
         try:
-            self._agent = library.nixl_agent(f"pdserve-{secrets.token_hex(8)}", config)
+            self._agent = library.nixl_agent(name, library.nixl_agent_config(False, backends=[]))
+            # NIXL's class has its progress thread never pause: it spins, and takes a core from the
+            # engine. So the agent below it is made here, which is not documented.
+            below = library._bindings.nixlAgentConfig()
+            below.useProgThread, below.pthrDelay = True, PROGRESS_PAUSE_US
+            self._agent.agent = library._bindings.nixlAgent(name, below)
+            self._agent.create_backend(BACKEND)
         except unusable as error:
-            raise ConfigError(f"KV transport nixl: no agent: {error}") from error
-        if BACKEND not in self._agent.backends:
-            raise ConfigError(f"KV transport nixl: backend {BACKEND} is missing")
+            raise ConfigError(f"KV transport nixl: no agent over {BACKEND}: {error}") from error
 
     def register(self, memory: Memory) -> None:
         region = (memory.address, memory.num_bytes, memory.device, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from cluster.http_stream import stream_completion
 from kvtransfer.transports.base import Connection
 from kvtransfer.transports.grpc import GrpcListener
 from pdserve.errors import FrameCorrupt, PeerUnreachable
@@ -18,6 +20,7 @@ from support import kv_process
 from support.kv_pair import FIRST, LAYOUT, kv_pair, until
 from support.kv_process import other_process
 from support.kv_transports import CASES, Carrier
+from support.local_service import local_service
 
 _MISSING = CASES["nixl"].missing()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=f"nixl: {_MISSING}")
@@ -125,3 +128,23 @@ async def test_a_holder_whose_agent_cannot_be_used_is_read_by_the_next_transport
             await other.listener.close()
             await other.dialer.close()
             await listener.close()
+
+
+async def test_a_whole_service_uses_it_where_it_is_named() -> None:
+    async with local_service("--kv-transports=nixl,grpc") as (service, said):
+        chunks = await asyncio.to_thread(
+            lambda: list(
+                stream_completion(
+                    service.address.http_url,
+                    "/v1/completions",
+                    {"prompt": "hello there", "max_tokens": 5, "temperature": 0,
+                     "pdserve_timing": True},
+                    60,
+                )
+            )
+        )  # fmt: skip
+        ledger = next(chunk["pdserve"] for chunk in chunks if "pdserve" in chunk)
+        assert ledger["kv_transport"] == "nixl"
+        assert ledger["kv_tokens"] == len("hello there")
+        await service.stop()
+        assert not [line for line in said if "killed" in line or "died" in line]

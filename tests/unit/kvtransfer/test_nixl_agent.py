@@ -34,13 +34,26 @@ class Library(ModuleType):
     def __init__(self, *states: str | Exception, backends: tuple[str, ...] = ("UCX",)) -> None:
         super().__init__("nixl")
         self.states = list(states)
-        self.backends = backends
+        self.usable = backends
         self.handles: list[Handle] = []
         self.refused: Exception | None = None
-        self._bindings = SimpleNamespace(GoneError=GoneError, other=3)
+        self.progress = SimpleNamespace()
+        self._bindings = SimpleNamespace(
+            GoneError=GoneError, nixlAgentConfig=lambda: self.progress, nixlAgent=self._below
+        )
 
-    def nixl_agent_config(self, **options: Any) -> None:
-        assert options["enable_prog_thread"]
+    def _below(self, name: str, config: SimpleNamespace) -> None:
+        """With its own thread, which pauses: one that does not takes a core from the engine."""
+        assert config.useProgThread
+        assert config.pthrDelay > 0
+
+    def nixl_agent_config(self, progress: bool, *, backends: list[str]) -> None:
+        assert not progress
+        assert not backends
+
+    def create_backend(self, name: str) -> None:
+        if name not in self.usable:
+            raise GoneError("no such backend")
 
     def nixl_agent(self, name: str, config: None) -> Library:
         if self.refused is not None:
@@ -137,12 +150,12 @@ async def test_what_nixl_refuses_is_an_error_of_ours(monkeypatch: pytest.MonkeyP
 def test_no_agent_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library()
     library.refused = error
-    with pytest.raises(ConfigError, match="no agent: broken"):
+    with pytest.raises(ConfigError, match="no agent over UCX: broken"):
         agent_over(monkeypatch, library)
 
 
 def test_a_missing_package_or_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="KV transport nixl"):
         agent_over(monkeypatch, None)
-    with pytest.raises(ConfigError, match="backend UCX is missing"):
+    with pytest.raises(ConfigError, match="no agent over UCX: no such backend"):
         agent_over(monkeypatch, Library(backends=()))
