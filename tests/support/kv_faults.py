@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from kvtransfer.codec import decode, encode
 from kvtransfer.messages import Frame, KvMessage
 from kvtransfer.transports.base import Connection, Dialer, Handler
-from pdserve.errors import PeerUnreachable
-from support.kv_pair import Carrier
+from pdserve.errors import FrameCorrupt, PeerUnreachable
+from support.kv_pair import Carrier, KvPair
 from support.whole_messages import WholeMessages
 
 Action = Callable[[int, bytes], bytes | None]
@@ -100,6 +102,16 @@ def flip(number: int, offset: int, mask: int) -> Action:
         return bytes(changed)
 
     return action
+
+
+async def expect_nothing_written(pair: KvPair) -> None:
+    """A read whose first frame is harmed on its way leaves the reader's memory as it was."""
+    before = bytes(pair.target.view(0))
+    ticket = pair.ticket(4)
+    pair.offer_computed(ticket)
+    with pytest.raises(FrameCorrupt, match="checksum differs"):
+        await pair.redeem(ticket)
+    assert bytes(pair.target.view(0)) == before
 
 
 class Talker:
