@@ -32,7 +32,7 @@ def print_report(
         if colocated is None or disaggregated is None or colocated is disaggregated:
             continue
         print()
-        print("\n".join(_verdict(turns, disaggregated.name, colocated.name)))
+        print("\n".join([*_verdict(turns, disaggregated.name, colocated.name), ""]))
         prompt_tokens = statistics.median(r.num_prompt_tokens for r in sent.requests)
         print("\n".join(advice_lines(disaggregated, colocated, slo, prompt_tokens, chunk_tokens)))
 
