@@ -37,6 +37,13 @@ def plan_edits(
 ) -> LogitEdits | None:
     """None if the request changes nothing for the next token. Ids outside the vocabulary drop."""
     sampling = sequence.sampling
+    penalised = sampling.repetition_penalty != 1.0 or (
+        sampling.presence_penalty or sampling.frequency_penalty
+    )
+    if not (
+        penalised or sampling.logit_bias or sequence.num_generated < sampling.min_tokens
+    ):  # most rows of most steps
+        return None
     repeated, generated = np.empty(0, np.int64), np.empty(0, np.int64)
     subtracted = np.empty(0, np.float32)
     if sampling.repetition_penalty != 1.0:
