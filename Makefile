@@ -25,7 +25,9 @@ serve: setup-run
 	@$(PYTHON_VENV) -m cluster serve $(ARGS)
 
 test: setup setup-triton check
-	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m "not gpu and not ray" --ignore tests/architecture
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -n 2 --dist loadfile -m "not gpu and not ray and not alone" \
+		--ignore tests/architecture
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m alone tests/integration
 	@# By themselves: started from a process that has run hundreds of tests, a Ray head's raylet
 	@# sometimes never comes up (twice in some ten runs; never in twenty from a fresh process).
 	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS) -m ray tests/ray

@@ -14,6 +14,8 @@ import pytest
 from support.local_service import FAKE, Command, command, inproc_service
 from support.source_tree import ROOT
 
+pytestmark = pytest.mark.alone
+
 INPROC = (*FAKE, "--launcher=inproc")
 
 

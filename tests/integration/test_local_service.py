@@ -8,11 +8,15 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from cluster.http_stream import stream_completion
 from cluster.ready import WorkerReady
 from pdserve.types import Role
 from router.client import AsyncClient
 from support.local_service import FAKE, FREE_PORTS, command, local_service
+
+pytestmark = pytest.mark.alone
 
 SERVE = ("serve", *FREE_PORTS, *FAKE)
 

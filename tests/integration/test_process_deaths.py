@@ -31,6 +31,8 @@ from support.remote_service import (
 )
 from support.trio import eventually
 
+pytestmark = pytest.mark.alone
+
 NUM_STREAMS = 64
 PROMPTS = [prompt(number) for number in range(NUM_STREAMS)]
 STEPS = ("--fake-decode-ms=10", "--fake-prefill-us=100", "--heartbeat-s=0.1")

@@ -30,6 +30,7 @@ from support.source_tree import ROOT
 from support.transformers_reading import TransformersReading
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.model, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module"),
 ]  # fmt: skip
 

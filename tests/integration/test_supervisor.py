@@ -18,6 +18,8 @@ from cluster.ready import WorkerReady
 from cluster.supervisor import Supervisor
 from pdserve.clock import ManualClock, MonotonicClock
 
+pytestmark = pytest.mark.alone
+
 STAND_IN = Path(__file__).resolve().parents[1] / "support" / "role_process.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(STAND_IN.parents[2])}
 

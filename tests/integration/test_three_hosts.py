@@ -21,7 +21,10 @@ from support.remote_service import Streams, assert_settled, prompt, status_when
 from support.source_tree import ROOT
 from support.trio import eventually
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"network namespaces: {why_not()}")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(bool(why_not()), reason=f"network namespaces: {why_not()}"),
+]
 
 WORKER = ("--kv-memory=4", "--threads=1", "--fake-decode-ms=10", "--fake-prefill-us=100")
 PROMPTS = [prompt(number) for number in range(16)]
