@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from kvtransfer.transports.shm import ShmDialer
 from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.types import Endpoint
 from support import kv_process
-from support.kv_pair import FIRST, LAYOUT, kv_pair, until
+from support.killed_reader import check_the_kv_goes_to_the_next_reader
+from support.kv_pair import LAYOUT, kv_pair, until
 from support.kv_process import other_process
 from support.kv_transports import Carrier
 
@@ -53,20 +53,7 @@ async def test_a_holder_killed_while_it_is_read_leaves_nothing() -> None:
 
 
 async def test_a_reader_killed_while_it_reads_leaves_the_kv_to_the_next() -> None:
-    async with kv_pair("shm") as pair:
-        ticket = pair.ticket(kv_process.NUM_TOKENS)
-        export = pair.offer(ticket)
-        export.advance(8)
-        async with other_process("shm", "read", pair.endpoint.address) as (process, line):
-            assert line == "reading"
-            process.kill()
-            await process.wait()
-        await until(lambda: export.is_held)
-        later = replace(ticket, epoch=2)
-        assert export.rearm(later)
-        export.advance(ticket.num_tokens)
-        export.commit(FIRST)
-        pair.take(await pair.redeem(later), export)
+    await check_the_kv_goes_to_the_next_reader("shm")
 
 
 async def test_nothing_outside_the_pool_is_read() -> None:
