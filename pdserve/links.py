@@ -1,9 +1,9 @@
 """The two ends of a worker's session with a router, whatever carries it.
 
 A link moves whole messages, in order, both ways. Carriers: ``link_pair`` here (one process) and
-pdserve/rpc/worker_link.py (gRPC). After the far end is gone or the link is closed, both ``send``
-and ``receive`` raise WorkerLost; messages that arrived before are still received. A worker that
-the router refuses gets the router's error from ``receive`` instead.
+pdserve/rpc (gRPC, and a socket within one host). After the far end is gone or the link is closed,
+both ``send`` and ``receive`` raise WorkerLost; messages that arrived before are still received. A
+worker that the router refuses gets the router's error from ``receive`` instead.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pdserve.otel import open_tracer
 from pdserve.prepared import PreparedModel
 from pdserve.rpc.inference_server import InferenceServer
 from pdserve.rpc.server import GrpcServer
-from pdserve.rpc.worker_link import WorkerServiceServer
+from pdserve.rpc.worker_service import WorkerServiceServer
 from pdserve.tracing import Tracer
 from pdserve.types import ModelInfo
 from router.config import RouterConfig
@@ -87,7 +87,11 @@ class RouterApp:
         )
         self._workers = GrpcServer(
             f"{config.listen}:{config.worker_port}",
-            [WorkerServiceServer(self.router.serve_worker, clock)],
+            [
+                WorkerServiceServer(
+                    self.router.serve_worker, clock, local=config.worker_sessions == "auto"
+                )
+            ],
         )
         self._http: HttpServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -59,6 +59,14 @@ class RouterConfig:
     worker_port: Annotated[int, Option("port workers dial; 0: any free one", low=0, high=65535)] = (
         9100
     )
+    worker_sessions: Annotated[
+        str,
+        Option(
+            "what carries the sessions with workers: a socket with those of the router's host and"
+            " gRPC with others, or gRPC with all",
+            choices=("auto", "grpc"),
+        ),
+    ] = "auto"
     max_queue: Annotated[
         int, Option("most requests waiting for a worker", unit="requests", low=1, high=1_000_000)
     ] = 1024

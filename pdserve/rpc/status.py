@@ -23,6 +23,7 @@ import grpc
 
 from pdserve.errors import (
     DeadlineExceeded,
+    IncompatibleWorker,
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
@@ -31,6 +32,7 @@ from pdserve.errors import (
     RequestCancelled,
     ServiceError,
     UnknownModel,
+    WorkerLost,
     all_errors,
 )
 from pdserve.request_timing import RequestTiming
@@ -114,6 +116,16 @@ def error_from_status(code: grpc.StatusCode, text: str, metadata: Metadata) -> P
     if issubclass(cls, Overloaded):
         return cls(text, _retry_after_s(metadata))
     return cls(text)
+
+
+def session_end(code: grpc.StatusCode, text: str, metadata: Metadata, router: str) -> PdserveError:
+    """Why a worker's session that ended with this status did, as its ``receive`` raises it."""
+    if code is grpc.StatusCode.OK:
+        return WorkerLost(f"router {router} ended the session")
+    if code is not grpc.StatusCode.FAILED_PRECONDITION:
+        return WorkerLost(f"router {router}: {code.name}: {text}")
+    error = error_from_status(code, text, metadata)
+    return error if isinstance(error, ProtocolError) else IncompatibleWorker(text)
 
 
 def plain_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:

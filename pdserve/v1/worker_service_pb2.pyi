@@ -7,6 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class LocalSessionQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LocalSessionPlace(_message.Message):
+    __slots__ = ("socket_name",)
+    SOCKET_NAME_FIELD_NUMBER: _ClassVar[int]
+    socket_name: str
+    def __init__(self, socket_name: _Optional[str] = ...) -> None: ...
+
+class LocalSessionEnd(_message.Message):
+    __slots__ = ("error_code", "text")
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    error_code: str
+    text: str
+    def __init__(self, error_code: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
 class FromWorker(_message.Message):
     __slots__ = ("hello", "step_report", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]

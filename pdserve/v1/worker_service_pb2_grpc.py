@@ -40,6 +40,11 @@ class WorkerServiceStub:
                 request_serializer=pdserve_dot_v1_dot_worker__service__pb2.FromWorker.SerializeToString,
                 response_deserializer=pdserve_dot_v1_dot_worker__service__pb2.ToWorker.FromString,
                 _registered_method=True)
+        self.FindLocalSession = channel.unary_unary(
+                '/pdserve.v1.WorkerService/FindLocalSession',
+                request_serializer=pdserve_dot_v1_dot_worker__service__pb2.LocalSessionQuery.SerializeToString,
+                response_deserializer=pdserve_dot_v1_dot_worker__service__pb2.LocalSessionPlace.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -60,6 +65,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindLocalSession(self, request, context):
+        """Where a worker on the router's host has the same session over a socket (docs/protocol.md 1).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -67,6 +79,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=pdserve_dot_v1_dot_worker__service__pb2.FromWorker.FromString,
                     response_serializer=pdserve_dot_v1_dot_worker__service__pb2.ToWorker.SerializeToString,
+            ),
+            'FindLocalSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindLocalSession,
+                    request_deserializer=pdserve_dot_v1_dot_worker__service__pb2.LocalSessionQuery.FromString,
+                    response_serializer=pdserve_dot_v1_dot_worker__service__pb2.LocalSessionPlace.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -97,6 +114,33 @@ class WorkerService:
             '/pdserve.v1.WorkerService/Connect',
             pdserve_dot_v1_dot_worker__service__pb2.FromWorker.SerializeToString,
             pdserve_dot_v1_dot_worker__service__pb2.ToWorker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindLocalSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pdserve.v1.WorkerService/FindLocalSession',
+            pdserve_dot_v1_dot_worker__service__pb2.LocalSessionQuery.SerializeToString,
+            pdserve_dot_v1_dot_worker__service__pb2.LocalSessionPlace.FromString,
             options,
             channel_credentials,
             insecure,

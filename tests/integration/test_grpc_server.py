@@ -23,7 +23,7 @@ from pdserve.public import GenerateJob
 from pdserve.rpc.inference_server import SERVICE_NAME, InferenceServer
 from pdserve.rpc.server import GrpcServer, is_loopback
 from pdserve.rpc.worker_link import SERVICE_NAME as WORKER_SERVICE
-from pdserve.rpc.worker_link import WorkerServiceServer
+from pdserve.rpc.worker_service import WorkerServiceServer
 from router.client import Client
 from support.grpc_hosts import RouterEnd, grpc_server
 from support.scripted_backend import ANSWER, MODEL, STATUS, TIMING, ScriptedBackend

@@ -15,8 +15,9 @@ from kvtransfer.config import MIB, TransferConfig
 from kvtransfer.transports.base import Connection
 from pdserve.errors import PeerUnreachable
 from pdserve.types import Endpoint
-from support.kv_pair import LAYOUT, ByteBuffers, settle
+from support.kv_pair import LAYOUT, ByteBuffers, settle, until
 from support.kv_transports import Carrier, each_transport, make_carrier
+from support.tasks import none_left
 
 pytestmark = each_transport()
 NUM_BLOCKS = 8
@@ -64,10 +65,8 @@ async def ends_of(transport: str) -> AsyncIterator[Ends]:
     finally:
         await ends.carrier.dialer.close()
         await ends.carrier.listener.close()
-    await settle()
-    assert ends.num_handling == 0
-    left = asyncio.all_tasks() - before
-    assert not left, f"tasks left: {left}"
+    await until(lambda: ends.num_handling == 0)
+    await none_left(before)
 
 
 async def send_all(connection: Connection, messages: list[bytes]) -> None:

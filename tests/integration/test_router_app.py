@@ -24,15 +24,16 @@ from pdserve.errors import (
     ShuttingDown,
     WorkerLost,
 )
-from pdserve.links import QueueLink, link_pair
+from pdserve.links import QueueLink, WorkerLink, link_pair
 from pdserve.messages import FromWorker, Hello, Meet, Submit, ToWorker, Welcome
 from pdserve.prepared import PreparedModel
-from pdserve.rpc.worker_link import GrpcWorkerLink, dial_router
+from pdserve.rpc.worker_link import dial_router
 from pdserve.types import Leg, Role
 from router.app import RouterApp
 from router.client import AsyncClient
 from router.config import RouterConfig
 from support.scripted_worker import make_hello, settle
+from support.tasks import none_left
 
 CONFIG = RouterConfig(http_port=0, grpc_port=0, worker_port=0)
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -49,10 +50,7 @@ def model(tmp_path: Path) -> PreparedModel:
 async def no_task_is_left() -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
-    await settle()  # gRPC's own tasks end a turn or two after stop() returns
-    names = ("link", "router", "session", "health", "inproc")
-    left = [t for t in asyncio.all_tasks() - before if t.get_name().startswith(names)]
-    assert left == []
+    await none_left(before, ("link", "router", "session", "health", "inproc"))
 
 
 def hello_of(app: RouterApp, worker_id: str, role: Role) -> Hello:
@@ -60,7 +58,7 @@ def hello_of(app: RouterApp, worker_id: str, role: Role) -> Hello:
 
 
 @asynccontextmanager
-async def joined(app: RouterApp, worker_id: str, role: Role) -> AsyncIterator[GrpcWorkerLink]:
+async def joined(app: RouterApp, worker_id: str, role: Role) -> AsyncIterator[WorkerLink]:
     link = await dial_router(f"127.0.0.1:{app.worker_port}")
     try:
         async with asyncio.timeout(20):
@@ -221,7 +219,7 @@ async def test_leaving_cancels_what_runs_and_ends_every_session(model: PreparedM
         assert app.router.status().workers == ()
 
 
-async def ended(link: GrpcWorkerLink) -> None:
+async def ended(link: WorkerLink) -> None:
     """Read to the end of a session that the router ends."""
     with pytest.raises(WorkerLost):
         while True:

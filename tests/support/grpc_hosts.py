@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from pdserve.links import RouterLink
+from pdserve.links import RouterLink, WorkerLink
 from pdserve.messages import PROTOCOL_VERSION, Goodbye, Hello, StepReport
 from pdserve.rpc.server import GrpcServer, GrpcService
-from pdserve.rpc.worker_link import GrpcWorkerLink, WorkerServiceServer, dial_router
+from pdserve.rpc.worker_link import dial_router
+from pdserve.rpc.worker_service import WorkerServiceServer
 from pdserve.types import KVLayout, Role, WorkerId, WorkerLimits, WorkerStatus
 
 HELLO = Hello(
@@ -59,11 +60,11 @@ class RouterEnd:
 
 @asynccontextmanager
 async def session(
-    stalled_write_s: float = 10.0,
-) -> AsyncIterator[tuple[GrpcWorkerLink, RouterLink, RouterEnd]]:
+    carrier: str, stalled_write_s: float = 10.0
+) -> AsyncIterator[tuple[WorkerLink, RouterLink, RouterEnd]]:
     """(worker's end, router's end, who holds it) over a real socket."""
     end = RouterEnd()
-    async with host(end.on_link, stalled_write_s) as address:
+    async with host(end.on_link, carrier, stalled_write_s) as address:
         worker = await dial_router(address)
         try:
             async with asyncio.timeout(10):
@@ -75,10 +76,17 @@ async def session(
 
 @asynccontextmanager
 async def host(
-    on_link: Callable[[RouterLink], Awaitable[None]], stalled_write_s: float = 10.0
+    on_link: Callable[[RouterLink], Awaitable[None]],
+    carrier: str = "grpc",
+    stalled_write_s: float = 10.0,
 ) -> AsyncIterator[str]:
-    """The address of a router whose sessions go to ``on_link``; leaves no session behind."""
-    service = WorkerServiceServer(on_link, stalled_write_s=stalled_write_s)
+    """The address of a router whose sessions go to ``on_link``; leaves no session behind.
+
+    ``carrier``: "grpc", or "local" for the socket that workers of one host find by themselves.
+    """
+    service = WorkerServiceServer(
+        on_link, stalled_write_s=stalled_write_s, local=carrier == "local"
+    )
     async with grpc_server(service) as server:
         yield f"127.0.0.1:{server.port}"
     assert service.num_sessions == 0

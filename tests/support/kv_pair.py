@@ -31,6 +31,7 @@ from pdserve.types import (
 )
 from support.kv_transports import Carrier, make_carrier
 from support.staged import GatedCopier, StagedBuffers
+from support.tasks import none_left
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=4, block_size=4, dtype="float32")
 FIRST = FirstTokenInfo(3, 77, TokenLogprobs(-0.5, ((77, -0.5), (78, -1.5))))
@@ -188,9 +189,8 @@ async def kv_pair(
     assert pair.holder_pool.num_free == num_blocks, "holder's blocks leaked"
     assert pair.reader_pool.num_free == num_blocks, "reader's blocks leaked"
     assert exporter.num_exports == 0
-    assert exporter.num_connections == 0
-    left = asyncio.all_tasks() - before
-    assert not left, f"tasks left: {left}"
+    await until(lambda: exporter.num_connections == 0)
+    await none_left(before)
 
 
 async def settle() -> None:

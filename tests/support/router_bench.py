@@ -27,6 +27,7 @@ from router.config import RouterConfig
 from router.router import Router
 from router.token_stream import TokenStream
 from support.scripted_worker import FINGERPRINT, ScriptedWorker, make_hello, settle
+from support.tasks import none_left
 
 MODEL = ModelInfo("test", FINGERPRINT, vocab_size=320, max_model_len=256, eos_token_ids=(256,))
 
@@ -77,8 +78,7 @@ class RouterBench:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=kind is not None)
         if kind is None:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not left, f"tasks left: {left}"
+            await none_left(())
 
     async def _assert_peace(self) -> None:
         """No request, no booking, no leg that nobody stopped, one end for each reader."""

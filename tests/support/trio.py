@@ -36,6 +36,7 @@ from router.config import RouterConfig
 from router.router import Router
 from router.token_stream import TokenStream
 from support.damaged_kv import Harm, HarmfulDialer
+from support.tasks import none_left
 
 BLOCK_SIZE = 4
 CHUNK_TOKENS = 8
@@ -125,8 +126,7 @@ class Trio:
                 await self.remove(name)
             await self.router.close()
         if kind is None:
-            left = asyncio.all_tasks() - self._tasks_before
-            assert not left, f"tasks left: {left}"
+            await none_left(self._tasks_before)
 
     # --- requests -----------------------------------------------------------------------------
 
