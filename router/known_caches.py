@@ -65,21 +65,21 @@ class KnownCaches:
     def _told(self, worker: _Worker, stored: Hashes) -> None:
         """The index has what was expected already; that is nearly all that workers tell."""
         if worker.expected:
-            told = stored.tolist()
-            known = worker.expected.intersection(told)
+            told = set(stored.tolist())
+            known = worker.expected & told
             worker.expected -= known
-            if len(known) == len(told):
-                return
-        self.index.store(worker.bit, stored)
+            told -= known
+            stored = np.fromiter(told, dtype=np.uint64, count=len(told))
+        if len(stored):
+            self.index.store(worker.bit, stored)
 
     def expect(self, ref: WorkerRef, key: LegKey, hashes: Hashes) -> None:
         """This leg will bring these blocks, as far as the worker has not got them."""
         worker = self._workers[ref]
         if worker.seq is None:
             return  # it keeps nothing, or has not said yet
-        new = hashes[self.index.lacks(worker.bit, hashes)]
+        new = self.index.store(worker.bit, hashes)
         if len(new):
-            self.index.store(worker.bit, new)
             worker.by_leg[key] = frozenset(new.tolist())
             worker.expected |= worker.by_leg[key]
 

@@ -29,6 +29,7 @@ from router.worker_sets import EMPTY, WorkerSets
 Hashes = NDArray[np.uint64]
 Depths = NDArray[np.int32]
 _Places = NDArray[np.int64]
+_Buckets = NDArray[np.int64]  # two rows: the first and the second bucket of each hash
 _Ends = list[tuple[int, int]]  # bits of workers, and how many blocks of a chain they have
 
 BUCKET = 8
@@ -39,6 +40,9 @@ _SHIFT = np.uint64(32)
 _HASH_BYTES = 8
 _BUCKET_BYTES = BUCKET * _HASH_BYTES
 FEW = 24  # bits set one by one rather than as a mask
+# Of a byte: how many bits are set, and which is the first (packbits begins with the highest).
+_NUM_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
+_FIRST_BIT = np.array([8 - byte.bit_length() for byte in range(256)], dtype=np.int64)
 
 
 def hashes_of(joined: bytes) -> Hashes:
@@ -100,26 +104,27 @@ class PrefixIndex:
         """Nothing is known of what this worker has."""
         self._workers.drop_worker(bit)
 
-    def store(self, bit: int, hashes: Hashes) -> None:
-        """The worker has these blocks."""
-        hashes = np.unique(hashes)
-        places = self._find(hashes)
+    def store(self, bit: int, hashes: Hashes) -> Hashes:
+        """The worker has these blocks. Returns those that it was not known to have."""
+        hashes = _each_once(hashes)
+        buckets, places = self._look(hashes)
         known = places >= 0
-        self._put(bit, places[known], present=True)
-        self._insert(bit, hashes[~known])
+        num_known = np.count_nonzero(known)
+        if not num_known:
+            self._insert(bit, hashes, buckets)
+            return hashes
+        if num_known == len(hashes):
+            return hashes[self._put(bit, places, present=True)]
+        new = ~known
+        lacked = new.copy()
+        lacked[known] = self._put(bit, places[known], present=True)  # else taken by the new ones
+        self._insert(bit, hashes[new], buckets[:, new])
+        return hashes[lacked]
 
     def evict(self, bit: int, hashes: Hashes) -> None:
         """The worker has these blocks no more."""
-        places = self._find(np.unique(hashes))
+        places = self._find(_each_once(hashes))
         self._put(bit, places[places >= 0], present=False)
-
-    def lacks(self, bit: int, hashes: Hashes) -> NDArray[np.bool_]:
-        """Which of these the worker is not known to have."""
-        places = self._find(hashes)
-        sets = np.where(places >= 0, self._flat_sets[places], EMPTY)
-        members = self._workers.members
-        known = [bool(members[number] >> bit & 1) for number in sets.tolist()]
-        return ~np.array(known, dtype=np.bool_)
 
     def depths(self, hashes: Hashes) -> Depths:
         """For each bit: how many blocks of this chain the worker has from its start on."""
@@ -236,57 +241,76 @@ class PrefixIndex:
         bits = np.frombuffer(members.to_bytes(num_bytes, "little"), dtype=np.uint8)
         return np.unpackbits(bits, bitorder="little")[: self._num_bits].view(np.bool_)
 
-    def _buckets(self, hashes: Hashes) -> tuple[_Places, _Places]:
-        first = (hashes & self._mask).astype(np.int64)
-        second = (hashes >> _SHIFT & self._mask).astype(np.int64)
-        return first, second
+    def _look(self, hashes: Hashes) -> tuple[_Buckets, _Places]:
+        """The two buckets of each hash, and its place: -1 if it is in neither."""
+        buckets = np.array((hashes, hashes >> _SHIFT))
+        buckets &= self._mask
+        indices = buckets.view(np.int64)
+        places = np.full(len(hashes), -1, dtype=np.int64)
+        found = np.flatnonzero(self._hashes.take(indices, axis=0) == hashes[:, None])
+        if len(found):
+            rows = found // BUCKET  # of both times all hashes
+            places[rows % len(hashes)] = indices.reshape(-1)[rows] * BUCKET + found % BUCKET
+        return indices, places
 
     def _find(self, hashes: Hashes) -> _Places:
         """Places of these hashes, -1 for those that are not there."""
-        places = np.full(len(hashes), -1, dtype=np.int64)
-        if not len(hashes):
-            return places
-        for buckets in self._buckets(hashes):
-            same = self._hashes[buckets] == hashes[:, None]
-            rows, columns = np.nonzero(same)
-            places[rows] = buckets[rows] * BUCKET + columns
-        return places
+        return self._look(hashes)[1]
 
-    def _put(self, bit: int, places: _Places, *, present: bool) -> None:
-        if not len(places):
-            return
+    def _put(self, bit: int, places: _Places, *, present: bool) -> NDArray[np.bool_]:
+        """Returns for which of them that changed anything."""
         before = self._flat_sets[places]
+        if len(places) and (before == before[0]).all():  # blocks of one chain, nearly always
+            number, workers = before.item(0), self._workers
+            new = workers.changed_one(number, bit, present=present)
+            if new != number:
+                self._flat_sets[places] = new
+                workers.count_same(number, new, len(places))
+                if new == EMPTY:
+                    self._flat_hashes[places] = 0
+            return np.full(len(places), new != number)
         after = self._workers.changed(before, bit, present=present)
         self._flat_sets[places] = after
         self._workers.count(after, before)
         self._flat_hashes[places[after == EMPTY]] = 0  # a hash has one place at most
+        changed: NDArray[np.bool_] = after != before
+        return changed
 
-    def _insert(self, bit: int, hashes: Hashes) -> None:
+    def _insert(self, bit: int, hashes: Hashes, buckets: _Buckets) -> None:
         """Hashes that are not there, each once. Of two that want one place the later one looks
         again."""
         while len(hashes):
-            first, second = self._buckets(hashes)
-            free_first, free_second = self._free(first), self._free(second)
-            more = free_second.sum(axis=1) > free_first.sum(axis=1)
-            buckets = np.where(more, second, first)
-            free = np.where(more[:, None], free_second, free_first)
-            has_room = free.any(axis=1)
-            self.num_untold += int(np.count_nonzero(~has_room))
-            places = (buckets * BUCKET + free.argmax(axis=1))[has_room]
-            hashes = hashes[has_room]
-            if not len(hashes):
+            # Of each bucket one byte, a bit for each place whose block nobody has.
+            free = np.packbits(self._workers.is_empty[self._sets.take(buckets, axis=0)], axis=-1)
+            first, second = free[:, :, 0]
+            more = _NUM_BITS[second] > _NUM_BITS[first]
+            chosen = np.where(more, second, first)
+            places = np.where(more, buckets[1], buckets[0]) * BUCKET + _FIRST_BIT[chosen]
+            if not chosen.all():
+                has_room = chosen > 0
+                self.num_untold += len(hashes) - int(np.count_nonzero(has_room))
+                hashes, places, buckets = hashes[has_room], places[has_room], buckets[:, has_room]
+            if len(set(places.tolist())) == len(places):
+                self._take(bit, places, hashes)
                 return
-            _, chosen = np.unique(places, return_index=True)
-            taken = places[chosen]
-            before = self._flat_sets[taken]
-            self._flat_hashes[taken] = hashes[chosen]
-            self._flat_sets[taken] = self._workers.number(1 << bit)
-            self._workers.count(self._flat_sets[taken], before)
-            hashes = np.delete(hashes, chosen)
+            taken, winners = np.unique(places, return_index=True)
+            self._take(bit, taken, hashes[winners])
+            hashes, buckets = np.delete(hashes, winners), np.delete(buckets, winners, axis=1)
 
-    def _free(self, buckets: _Places) -> NDArray[np.bool_]:
-        """Places whose block nobody has."""
-        return self._workers.is_empty[self._sets[buckets]]
+    def _take(self, bit: int, places: _Places, hashes: Hashes) -> None:
+        """These places, which are free, for blocks that only this worker has."""
+        before = self._flat_sets[places]
+        number = self._workers.number(1 << bit)
+        self._flat_hashes[places] = hashes
+        self._flat_sets[places] = number
+        if before.any():  # sets that lost their last worker
+            self._workers.count(self._flat_sets[places], before)
+        else:
+            self._workers.count_same(EMPTY, number, len(places))
+
+
+def _each_once(hashes: Hashes) -> Hashes:
+    return hashes if len(set(hashes.tolist())) == len(hashes) else np.unique(hashes)
 
 
 def _zero_bytes(num_bytes: int) -> mmap.mmap:

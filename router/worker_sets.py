@@ -51,20 +51,29 @@ class WorkerSets:
         """For each set the one with (without) the worker."""
         result = sets.copy()
         for number in np.unique(sets).tolist():
-            members = self.members[number]
-            wanted = members | 1 << bit if present else members & ~(1 << bit)
-            if wanted != members:
-                result[sets == number] = self.number(wanted)
+            wanted = self.changed_one(number, bit, present=present)
+            if wanted != number:
+                result[sets == number] = wanted
         return result
+
+    def changed_one(self, number: int, bit: int, *, present: bool) -> int:
+        """``changed`` for one set."""
+        members = self.members[number]
+        wanted = members | 1 << bit if present else members & ~(1 << bit)
+        return number if wanted == members else self.number(wanted)
 
     def count(self, added: Sets, removed: Sets) -> None:
         """Blocks refer to ``added`` now, and not to ``removed`` any more."""
         for sets, sign in ((added, 1), (removed, -1)):
             numbers, counts = np.unique(sets, return_counts=True)
             self._num_users[numbers] += sign * counts
-        for number in np.unique(removed).tolist():
-            if number != EMPTY and self._num_users[number] == 0:
-                self._give_up(number)
+        self._give_up_unused(np.unique(removed).tolist())
+
+    def count_same(self, before: int, after: int, num_blocks: int) -> None:
+        """``count`` for blocks that all referred to one set and refer to another one now."""
+        self._num_users[after] += num_blocks
+        self._num_users[before] -= num_blocks
+        self._give_up_unused([before])
 
     def drop_worker(self, bit: int) -> None:
         """Take one worker out of every set. Sets that become equal stay apart."""
@@ -77,6 +86,11 @@ class WorkerSets:
                 self.is_empty[number] = not left
                 if left:
                     self._number_of.setdefault(left, number)
+
+    def _give_up_unused(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number != EMPTY and self._num_users[number] == 0:
+                self._give_up(number)
 
     def _give_up(self, number: int) -> None:
         members = self.members[number]
