@@ -91,7 +91,8 @@ class Dispatcher:
                 if not flight.was_dispatched:
                     self._queue.charge(flight)
                 self._send(flight, decision)
-                self._pool.fleet()
+                if len(self._queue):
+                    self._pool.fleet()
         return looked_at
 
     def why_waiting(self, flight: Flight) -> Waiting | None:

@@ -92,6 +92,12 @@ class Columns(NamedTuple):
 
 _FIRST_COST = Columns._fields.index("prefill_fixed_s")
 _NUM_COSTS = 6
+# Where the coefficients of each kind of step begin, and what stands in for them.
+_TRIPLES = (
+    (_FIRST_COST, NOMINAL.prefill.coefficients),
+    (_FIRST_COST + 3, NOMINAL.decode.coefficients),
+)
+FEW_ROWS = 32  # up to which costs are filled in row by row; beyond, arrays are faster
 
 
 class Fleet:
@@ -104,6 +110,7 @@ class Fleet:
         self._columns = Columns(*self._data[:, :0])
         self._unwritten: set[int] = set()  # rows whose numbers are not in ``_data`` yet
         self.rows: list[Sequence[float]] = []  # each in the order of ``Columns``
+        self._told: list[tuple[float, ...]] = []  # as the workers say it: without estimates
         self.rows_of: dict[Role, list[int]] = {role: [] for role in Role}
         self.row_of: dict[WorkerRef, int] = {}
         self.is_measured = False  # both kinds of steps, by some worker
@@ -139,18 +146,23 @@ class Fleet:
         if not same_workers:
             changed = list(range(len(views)))
             self.rows = [()] * len(views)
+            self._told = [()] * len(views)
             self._unwritten.clear()
         self.views = list(views)
         if len(views) > self._data.shape[1]:
             self._data = np.zeros((len(Columns._fields), 2 * len(views)))
         guessed = not same_workers or self._has_guesses
         for row in changed:
-            self.rows[row] = numbers = _numbers(views[row])
+            self.rows[row] = self._told[row] = numbers = _numbers(views[row])
             guessed = guessed or not _is_measured(numbers)
         self._unwritten.update(changed)
         if not same_workers:
             self._renamed()
-        if guessed:
+        if not guessed:
+            return
+        if len(views) <= FEW_ROWS:
+            self._fill_in_rows()
+        else:
             self._fill_in_costs()
 
     def ids(self, rows: Rows) -> list[WorkerId]:
@@ -179,22 +191,37 @@ class Fleet:
             by_space.setdefault((view.fingerprint, view.block_size), []).append(row)
         self.spaces = {space: np.array(rows) for space, rows in by_space.items()}
 
+    def _fill_in_rows(self) -> None:
+        """An estimate in place of what was not measured, in the rows; columns are made of them."""
+        told = self._told
+        estimates = [_estimate(told, first) for first, _ in _TRIPLES]
+        self.is_measured, self._has_guesses = None not in estimates, False
+        for row, numbers in enumerate(told):
+            if _is_measured(numbers):
+                continue
+            self._has_guesses = True
+            costs: list[float] = []
+            for (first, nominal), estimate in zip(_TRIPLES, estimates, strict=True):
+                three = numbers[first : first + 3]
+                costs += three if any(three) else estimate or nominal
+            self.rows[row] = (*numbers[:_FIRST_COST], *costs)
+            self._unwritten.add(row)
+        self._columns = Columns(*self._data[:, : len(told)])
+
     def _fill_in_costs(self) -> None:
-        """Make the columns anew, with an estimate in place of what was not measured."""
+        """``_fill_in_rows`` for many workers: makes the columns anew, and the rows of them."""
         self._write()
         data = self._data[:, : len(self.views)]
-        costs = data[_FIRST_COST : _FIRST_COST + _NUM_COSTS]
-        nominal = (*NOMINAL.prefill.coefficients, *NOMINAL.decode.coefficients)
         filled = []
         self.is_measured, self._has_guesses = True, False
-        for first in (0, 3):
-            three = costs[first : first + 3]
+        for first, nominal in _TRIPLES:
+            three = data[first : first + 3]
             known = three.any(axis=0)
             if known.all():
                 filled += list(three)
                 continue
             self._has_guesses = True
-            rest = np.array(nominal[first : first + 3])
+            rest = np.array(nominal)
             self.is_measured &= bool(known.any())
             if known.any():
                 rest = three[:, known].mean(axis=1)
@@ -202,6 +229,12 @@ class Fleet:
         self._columns = Columns(*data[:_FIRST_COST], *filled)
         if self._has_guesses:
             self.rows = np.array(self.columns).T.tolist()
+
+
+def _estimate(told: Sequence[tuple[float, ...]], first: int) -> list[float] | None:
+    """What steps of one kind cost where they are measured, on average; None: nowhere."""
+    known = [three for row in told if any(three := row[first : first + 3])]
+    return [sum(values) / len(known) for values in zip(*known, strict=True)] if known else None
 
 
 def _is_measured(numbers: Sequence[float]) -> bool:

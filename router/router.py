@@ -109,8 +109,9 @@ class Router:
         admission.check_model(request, self._servable)
         now_s = self._clock.now()
         hints = hints or RouteHints()
-        wait_s = self._estimated_wait_s(len(request.prompt_ids))
-        request = replace(request, request_id=self._unused_id(request.request_id))
+        request_id = self._unused_id(request.request_id)
+        if request_id != request.request_id:
+            request = replace(request, request_id=request_id)
         ledger = Ledger(now_s, tokenize_s, len(request.prompt_ids))
         leader = None if follows is None else self._entries.get(follows)
         flight = Flight(
@@ -119,11 +120,19 @@ class Router:
             follows=None if leader is None else leader.flight, hints=hints,
             expected_tokens=self._growth.expected(hints.tenant, request.sampling.max_tokens),
         )  # fmt: skip
+        self._admit(flight, now_s)
+        return self._take_on(flight).stream
+
+    def _admit(self, flight: Flight, now_s: float) -> None:
+        """Queue it, if there is room and it can come in time."""
+        if flight.deadline_s is None and not self._queue.is_full:
+            self._queue.put_back(flight)
+            return  # how long it will wait is nobody's question
+        wait_s = self._estimated_wait_s(len(flight.request.prompt_ids))
         if wait_s is not None:
             decode_s = least_decode_s(flight.demand(), self._pool.fleet())
-            admission.check_deadline(request, now_s, wait_s + decode_s)
+            admission.check_deadline(flight.request, now_s, wait_s + decode_s)
         self._queue.add(flight, admission.retry_after_s(wait_s))
-        return self._take_on(flight).stream
 
     def status(self) -> ClusterStatus:
         return ClusterStatus(

@@ -109,16 +109,20 @@ class WorkerSession:
         return self._view
 
     def _look(self) -> WorkerView:
-        unseen = list(self._bookings.unseen())
+        num_blocks = num_tokens = num_legs = 0
+        for booking in self._bookings.unseen():
+            num_blocks += booking.num_blocks
+            num_tokens += booking.num_tokens
+            num_legs += 1
         return WorkerView(
             ref=self.ref,
             role=self.role,
             limits=self.hello.limits,
             block_size=self.hello.layout.block_size,
             status=self.status,
-            unseen_blocks=sum(booking.num_blocks for booking in unseen),
-            unseen_tokens=sum(booking.num_tokens for booking in unseen),
-            unseen_legs=len(unseen),
+            unseen_blocks=num_blocks,
+            unseen_tokens=num_tokens,
+            unseen_legs=num_legs,
             blocked=self._blocked,
             draining=self.is_draining,
             fingerprint=self.hello.model_fingerprint,

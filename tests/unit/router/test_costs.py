@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,30 @@ def test_a_fleet_that_is_renewed_is_as_one_made_anew() -> None:
         assert fleet.rows_of == anew.rows_of
         assert np.array_equal(np.array(fleet.columns), np.array(anew.columns))
         assert (fleet.row_of, fleet.views) == (anew.row_of, anew.views)
+
+
+def test_costs_filled_in_row_by_row_are_those_filled_in_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(1)
+    costs = (StepCost(), COST, StepCost(prefill=COST.prefill), StepCost(decode=COST.decode))
+    for _ in range(100):
+        size = draw.randrange(1, 12)
+        by_row, at_once = Fleet(), Fleet()
+        views = [view(f"{draw.choice('PD')}{number}", StepCost()) for number in range(size)]
+        for _ in range(6):
+            position = draw.randrange(size)
+            views[position] = view(
+                views[position].ref.worker_id, draw.choice(costs), queued_tokens=draw.randrange(99)
+            )
+            by_row.refresh(views)
+            monkeypatch.setattr("router.fleet.FEW_ROWS", 0)
+            at_once.refresh(views)
+            monkeypatch.undo()
+            assert np.array(by_row.rows) == pytest.approx(np.array(at_once.rows), rel=1e-12)
+            assert np.array_equal(np.array(by_row.columns).T, np.array(by_row.rows))
+            assert np.array_equal(np.array(at_once.columns).T, np.array(at_once.rows))
+            assert by_row.is_measured == at_once.is_measured
 
 
 def test_turns_and_draws() -> None:
