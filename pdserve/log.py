@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, TextIO
 
 from pdserve.config import Option
@@ -63,8 +64,7 @@ class Event:
     facts: Mapping[str, Any]
 
     def __str__(self) -> str:
-        told = (f" {k}={_quoted(v)}" for k, v in self.facts.items() if v is not None)
-        return self.name + "".join(told)
+        return _told(self.name, self.facts)
 
 
 class EventLog:
@@ -99,8 +99,12 @@ class EventLog:
         facts: Mapping[str, object],
         exc: BaseException | None = None,
     ) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", Event(event, facts), exc_info=exc)
+        logger = self._logger
+        if logger.isEnabledFor(level):
+            raised = None if exc is None else (type(exc), exc, exc.__traceback__)
+            told = (Event(event, facts),)
+            # Logger.log would look for the caller's file and line, which no line tells.
+            logger.handle(logger.makeRecord(logger.name, level, logger.name, 0, "%s", told, raised))
 
 
 def event_log(name: str) -> EventLog:
@@ -145,20 +149,16 @@ class TextLines(logging.Formatter):
     """One event a line; a traceback follows on lines of its own."""
 
     def __init__(self, own: Mapping[str, str]) -> None:
-        super().__init__("%(utc)s %(levelname)s %(name)s %(line)s")
+        super().__init__()
         self._own = own
 
     def format(self, record: logging.LogRecord) -> str:
         event = _event_of(record)
-        record.line = str(Event(event.name, _with_own(event.facts, self._own)))
-        record.utc = _utc(record)
-        return super().format(record)
-
-    def usesTime(self) -> bool:  # noqa: N802 - the name is logging's
-        return False
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        return self._style.format(record)
+        facts = _with_own(event.facts, self._own) if self._own else event.facts
+        line = f"{_utc(record)} {record.levelname} {record.name} {_told(event.name, facts)}"
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return f"{line}\n{record.stack_info}" if record.stack_info else line
 
 
 class JsonLines(logging.Formatter):
@@ -215,8 +215,17 @@ def _with_own(facts: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, Any
 
 def _utc(record: logging.LogRecord) -> str:
     # Hosts of one service lie in several time zones.
-    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{second}.{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
+
+
+def _told(event: str, facts: Mapping[str, Any]) -> str:
+    told = [f" {name}={_quoted(value)}" for name, value in facts.items() if value is not None]
+    return event + "".join(told)
 
 
 def _quoted(value: Any) -> str:
