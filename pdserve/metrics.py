@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from pdserve.histogram import FastHistogram
 from pdserve.public import KvPairView
 from pdserve.request_timing import RequestTiming
 from pdserve.types import FinishReason, Role, WorkerId, WorkerStatus
@@ -63,9 +64,9 @@ class ServiceMetrics:
         """A request was taken on; one of the three ``observe_*`` outcomes will follow."""
         self._requests.active.inc()
 
-    def observe_token_gap(self, gap_s: float) -> None:
+    def observe_token_gap(self, gap_s: float, times: int = 1) -> None:
         """Time between two tokens of one request, as they leave the router (ITL)."""
-        self._requests.token_gap.observe(gap_s)
+        self._requests.token_gap.observe(gap_s, times)
 
     def observe_finished(self, timing: RequestTiming, reason: FinishReason) -> None:
         """A request ended well."""
@@ -151,14 +152,14 @@ class _RequestSeries:
         self.active = Gauge(
             "pdserve_requests_active", "Requests taken on and not ended", registry=registry
         )
-        self.token_gap = Histogram(
+        self.token_gap = FastHistogram(
             "pdserve_inter_token_latency_seconds",
             "Time between two tokens of a request",
             buckets=_GAP_BUCKETS_S,
             registry=registry,
         )
         self._ledger = _ledger_histograms(registry)
-        self._kv_bytes = Histogram(
+        self._kv_bytes = FastHistogram(
             "pdserve_kv_transfer_bytes",
             "KV cache moved between workers for a request",
             buckets=_KV_BUCKETS_BYTES,
@@ -200,7 +201,7 @@ class _RequestSeries:
             self._kv_bytes.observe(timing.kv_bytes)
 
 
-def _ledger_histograms(registry: CollectorRegistry) -> dict[str, Histogram]:
+def _ledger_histograms(registry: CollectorRegistry) -> dict[str, FastHistogram]:
     definitions: tuple[tuple[str, str, str, Iterable[float]], ...] = (
         ("ttft", "time_to_first_token", "Request taken to first token out", _WAIT_BUCKETS_S),
         ("total", "request_duration", "Request taken to its last token out", _TOTAL_BUCKETS_S),
@@ -224,7 +225,9 @@ def _ledger_histograms(registry: CollectorRegistry) -> dict[str, Histogram]:
         ("return", "token_return", "Rest of the gap between tokens 1 and 2", _WAIT_BUCKETS_S),
     )
     return {
-        key: Histogram(f"pdserve_{name}_seconds", text, buckets=tuple(buckets), registry=registry)
+        key: FastHistogram(
+            f"pdserve_{name}_seconds", text, buckets=tuple(buckets), registry=registry
+        )
         for key, name, text, buckets in definitions
     }
 

@@ -51,7 +51,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "uvicorn": ("router/http/*",),
     "httptools": ("router/http/*", "cluster/batch/http_client.py"),
     "msgspec": ("router/*",),
-    "prometheus_client": ("pdserve/metrics.py", "router/*"),
+    "prometheus_client": ("pdserve/metrics.py", "pdserve/histogram.py", "router/*"),
     "uvloop": ("cluster/*",),
     "openai": ("cluster/demo.py",),
     "matplotlib": ("cluster/compare/plot.py",),
