@@ -37,6 +37,9 @@ class RouteHints:
                 raise InvalidRequest(name, f"at most {MAX_CHARS} printable ASCII characters")
 
 
+NO_HINTS = RouteHints()
+
+
 def read_hints(header: Callable[[str], str | None]) -> RouteHints:
     """``header`` gives the value of one by its lower-case name.
 

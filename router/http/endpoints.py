@@ -23,7 +23,7 @@ from pdserve.errors import PdserveError
 from pdserve.log import event_log
 from pdserve.metrics import ServiceMetrics
 from pdserve.request_start import REQUEST_START, Arrival, stated_wait_s
-from pdserve.route_hints import EXPLAIN, read_hints
+from pdserve.route_hints import EXPLAIN, NO_HINTS, read_hints
 from pdserve.tracing import read_context
 from pdserve.types import RequestId
 from router.http.body import decode_body
@@ -36,7 +36,7 @@ from router.http.reading import BodyReader
 from router.http.replies import Frame, Reply
 from router.http.request_ids import internal_request_id
 from router.http.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from router.http.server import abort_connection
+from router.http.server import abort_connection, may_wait_in_send
 from router.http.streaming import (
     Answer,
     Choice,
@@ -126,7 +126,7 @@ class GenerationEndpoint(Generic[_Body]):
         self._reader = BodyReader(metrics, config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        impatient = ImpatientSend(send, self._config.stalled_write_s)
+        impatient = ImpatientSend(send, self._config.stalled_write_s, may_wait_in_send(scope))
         try:
             await self._serve(scope, receive, impatient)
         except StalledReader as error:
@@ -144,7 +144,8 @@ class GenerationEndpoint(Generic[_Body]):
             body, jobs = self._understand(raw, request_id)
             traceparent = read_context(headers.get("traceparent", ""))
             hints = read_hints(headers.get)
-            jobs = tuple(replace(job, traceparent=traceparent, hints=hints) for job in jobs)
+            if traceparent or hints != NO_HINTS:
+                jobs = tuple(replace(job, traceparent=traceparent, hints=hints) for job in jobs)
             waited_s = stated_wait_s(headers.get(REQUEST_START), arrived_unix_s)
             arrival = Arrival(self._clock.now() - arrived_s, waited_s)
             generations = await self._service.start_all(jobs, arrival=arrival)

@@ -7,7 +7,7 @@ and holds what is carried from chunk to chunk. This module does not know when a 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from pdserve.request_timing import RequestTiming
 from pdserve.types import FinishReason
 from router.text_job import TextLogprobs, TokenText
 
+_LEDGER_FIELDS = tuple(field.name for field in fields(RequestTiming))
 LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON does not have
 
 
@@ -65,6 +66,9 @@ class Extras:
     usage: Usage | None = None
     timings: tuple[RequestTiming, ...] = ()  # of one answer or of all, in their order
     several: str = "prompts"  # what several timings are of
+
+
+NOTHING = Extras()
 
 
 class Reply(Protocol):
@@ -117,7 +121,9 @@ def ledgers(extras: Extras) -> dict[str, Any]:
 
 def ledger(timing: RequestTiming) -> dict[str, Any]:
     """All fields of the ledger and the TTFT they add up to."""
-    return {**asdict(timing), "ttft_s": timing.ttft_s}
+    told = {name: getattr(timing, name) for name in _LEDGER_FIELDS}  # asdict copies as it goes
+    told["ttft_s"] = timing.ttft_s
+    return told
 
 
 def finite_logprob(token: TokenText) -> float:

@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Scope
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pdserve.errors import ConfigError
@@ -25,7 +26,9 @@ from router.http.config import HttpConfig
 
 logger = event_log(__name__)
 
-TRANSPORT_KEY = "pdserve.transport"  # in an ASGI scope's state: the connection it came on
+# In an ASGI scope's state: the connection it came on, and whether that takes no more just now.
+TRANSPORT_KEY = "pdserve.transport"
+_FLOW_KEY = "pdserve.flow"
 
 
 async def serve_http(
@@ -79,6 +82,15 @@ class HttpServer:
         await self._serving
 
 
+def may_wait_in_send(scope: Scope) -> Callable[[], bool]:
+    """For a request: whether its next ``send`` may wait for the client to make room.
+
+    Always, if the application is not run by this server.
+    """
+    flow: FlowControl | None = scope.get("state", {}).get(_FLOW_KEY)
+    return (lambda: True) if flow is None else (lambda: flow.write_paused)
+
+
 def abort_connection(scope: Scope) -> None:
     """Reset the connection of a request at once, dropping what is unsent.
 
@@ -102,7 +114,7 @@ class ConnectionProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, TRANSPORT_KEY: transport}
+        self.app_state = {**self.app_state, TRANSPORT_KEY: transport, _FLOW_KEY: self.flow}
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._header_timer = self.loop.call_later(self._header_timeout_s, self._close_if_silent)
 

@@ -20,7 +20,7 @@ from pdserve.errors import PdserveError
 from router.best_answers import WholeAnswer, likeliest
 from router.http.errors import HeaderList, error_body, send_error, send_json
 from router.http.jobs import ReplyOptions
-from router.http.replies import Extras, Frame, Piece, Reply, usage_of
+from router.http.replies import NOTHING, Extras, Frame, Piece, Reply, usage_of
 from router.text_generation import TextGeneration
 from router.text_job import TextDelta
 
@@ -35,6 +35,7 @@ _STREAM_HEADERS: HeaderList = [
 _LINE_ENDS = tuple(
     (character.encode(), b"\\u%04x" % ord(character)) for character in ("\x85", "\u2028", "\u2029")
 )
+_DONE = b"data: [DONE]\n\n"
 
 
 class StalledReader(Exception):
@@ -108,23 +109,30 @@ async def send_stream(answer: Answer, send: Send) -> None:
         if not stream.begun:
             await send_error(error, send)
             return
-        await _send_event(error_body(error), send)
+        await stream.end(_event(error_body(error)))
     else:
-        await stream.end()
-    await send({"type": "http.response.body", "body": b""})
+        await stream.end(stream.after_texts())
 
 
 class ImpatientSend:
     """An ASGI ``send`` with a deadline for the client to make room.
 
     The server waits in ``send`` while the client's window and the write buffer are full.
+    ``may_wait`` says before each send whether that can be so now: a deadline costs more than most
+    sends.
     """
 
-    def __init__(self, send: Send, stalled_write_s: float) -> None:
+    def __init__(
+        self, send: Send, stalled_write_s: float, may_wait: Callable[[], bool] = lambda: True
+    ) -> None:
         self._send = send
         self._stalled_write_s = stalled_write_s
+        self._may_wait = may_wait
 
     async def __call__(self, message: Message) -> None:
+        if not self._may_wait():
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._stalled_write_s):
                 await self._send(message)
@@ -132,12 +140,11 @@ class ImpatientSend:
             raise StalledReader(f"took nothing for {self._stalled_write_s:g} s") from error
 
 
-async def _send_event(data: bytes, send: Send) -> None:
+def _event(data: bytes) -> bytes:
     for character, escape in _LINE_ENDS:
         if character in data:
             data = data.replace(character, escape)
-    body = b"data: " + data + b"\n\n"
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    return b"data: " + data + b"\n\n"
 
 
 def _told(answer: Answer, texts: list[WholeAnswer]) -> list[msgspec.Struct]:
@@ -166,11 +173,17 @@ def _groups(choices: tuple[Choice, ...]) -> list[list[int]]:
 
 
 class _EventStream:
-    """The events of one answer, the header before the first of them."""
+    """The events of one answer, the header before the first of them.
+
+    The last event of all waits for what comes after the texts: one write less.
+    """
 
     def __init__(self, answer: Answer, send: Send) -> None:
         self._answer = answer
         self._send = send
+        self._num_going_on = len(answer.choices)
+        self._told: set[int] = set()  # ids of the choices of which something was sent
+        self._held = b""
         self.begun = False
 
     async def take(self, choice: Choice, delta: TextDelta) -> None:
@@ -183,21 +196,38 @@ class _EventStream:
         ends = delta.finish_reason is not None
         if not (delta.text or delta.logprobs or ends):
             return
-        options = self._answer.options
-        extras = self._answer.extras(usage=options.continuous_usage, timing=False)
-        if options.timing and ends and not options.include_usage:
-            extras = Extras(extras.usage, (choice.generation.timing,))
-        told = choice.reply.chunk(_piece(delta))
-        await _send_event(self._answer.frame.chunk([told], extras), self._send)
-        choice.generation.first_piece_sent()
+        chunk = choice.reply.chunk(_piece(delta))
+        event = _event(self._answer.frame.chunk([chunk], self._beside(choice, ends=ends)))
+        self._num_going_on -= ends
+        if self._num_going_on == 0 and id(choice) in self._told:
+            self._held = event
+            return
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        if id(choice) not in self._told:
+            self._told.add(id(choice))
+            choice.generation.first_piece_sent()
 
-    async def end(self) -> None:
-        """What comes after all texts."""
+    def after_texts(self) -> bytes:
+        """The events that come after all texts."""
         options = self._answer.options
-        if options.include_usage:
-            extras = self._answer.extras(usage=True, timing=options.timing)
-            await _send_event(self._answer.frame.chunk([], extras), self._send)
-        await _send_event(b"[DONE]", self._send)
+        if not options.include_usage:
+            return _DONE
+        extras = self._answer.extras(usage=True, timing=options.timing)
+        return _event(self._answer.frame.chunk([], extras)) + _DONE
+
+    async def end(self, events: bytes) -> None:
+        """Send the last of them."""
+        await self._send({"type": "http.response.body", "body": self._held + events})
+
+    def _beside(self, choice: Choice, *, ends: bool) -> Extras:
+        """What is told beside a chunk, if anything."""
+        options = self._answer.options
+        told = NOTHING
+        if options.continuous_usage:
+            told = self._answer.extras(usage=True, timing=False)
+        if options.timing and ends and not options.include_usage:
+            told = Extras(told.usage, (choice.generation.timing,))
+        return told
 
 
 async def _read_all(
