@@ -14,7 +14,7 @@ from kvtransfer.digest import PayloadChecksum, payload_checksum
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, BlockCopier, Lease
-from kvtransfer.transports.base import PayloadLane, Window
+from kvtransfer.transports.base import PayloadLane, Placed, Window
 from pdserve.errors import FrameCorrupt
 
 
@@ -30,58 +30,90 @@ async def block_pieces(buffers: BlockBuffers, block_ids: Sequence[int]) -> tuple
     return (copy,)
 
 
+Put = Callable[[int, Sequence[memoryview], Placed], Awaitable[None]]
+"""Fills pieces, a block each, all of one size, with blocks of a frame's payload from a number on.
+
+Each piece is handed to ``placed`` right after it was filled, in order: it lies in the cache then.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """How blocks of a frame's payload get into memory; called in order.
+    """How blocks of a frame's payload get into memory; ``put`` is called in order.
 
-    ``put(index, pieces)``: blocks from ``index`` on, as many as there are pieces.
-    ``at_once_bytes``: what one call takes best; it is given one block at least.
+    ``at_once_bytes``: what one call takes best; it is given one block at least. None: any number
+    of blocks, since it never waits.
     """
 
-    put: Callable[[int, Sequence[memoryview]], Awaitable[None]]
-    at_once_bytes: int = 0
+    put: Put
+    at_once_bytes: int | None
 
 
 def carried(frame: Frame) -> Fill:
     """The payload came with the message."""
     (payload,) = frame.pieces
 
-    async def put(index: int, pieces: Sequence[memoryview]) -> None:
+    async def put(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
         start = index * pieces[0].nbytes
         for piece in pieces:
             piece[:] = payload[start : start + piece.nbytes]
+            placed(piece)
             start += piece.nbytes
 
-    return Fill(put)
+    return Fill(put, at_once_bytes=None)
 
 
 def following(lane: PayloadLane) -> Fill:
     """The payload follows the message."""
 
-    async def put(index: int, pieces: Sequence[memoryview]) -> None:
-        await lane.receive_into(pieces)
+    async def put(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
+        for piece in pieces:
+            await lane.receive_into((piece,))
+            placed(piece)
 
-    return Fill(put)
+    return Fill(put, at_once_bytes=0)
 
 
 def lying_there(frame: Frame, window: Window) -> Fill:
     """The payload lies in the holder's blocks."""
 
-    async def put(index: int, pieces: Sequence[memoryview]) -> None:
+    async def put(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
         block_ids = frame.block_ids[index : index + len(pieces)]
-        await window.read([block_id * pieces[0].nbytes for block_id in block_ids], pieces)
+        size = pieces[0].nbytes
+        await window.read([block_id * size for block_id in block_ids], pieces, placed)
 
     return Fill(put, window.at_once_bytes)
 
 
-def paced(fill: Fill, intake: IntakeBudget) -> Fill:
+def paced_by_calls(fill: Fill, intake: IntakeBudget) -> Put:
     """Each call waits for its share of the budget: a frame may take several steps to go in."""
 
-    async def put_in_turn(index: int, pieces: Sequence[memoryview]) -> None:
-        await intake.take(sum(piece.nbytes for piece in pieces))
-        await fill.put(index, pieces)
+    async def put_in_turn(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
+        size = pieces[0].nbytes
+        num_at_once = max(1, (fill.at_once_bytes or 0) // size)
+        for start in range(0, len(pieces), num_at_once):
+            some = pieces[start : start + num_at_once]
+            await intake.take(len(some) * size)
+            await fill.put(index + start, some, placed)
 
-    return Fill(put_in_turn, fill.at_once_bytes)
+    return put_in_turn
+
+
+def paced(fill: Fill, intake: IntakeBudget) -> Put:
+    """``paced_by_calls``, but all goes in at once while nothing limits it, if it never waits.
+
+    No limit can come up meanwhile then. One that waits (for a socket, for NIXL) could begin
+    without a limit and end long after there is one.
+    """
+    in_turn = paced_by_calls(fill, intake)
+    if fill.at_once_bytes is not None:
+        return in_turn
+
+    async def put_at_once(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
+        free = intake.take_unlimited(len(pieces) * pieces[0].nbytes)
+        await (fill.put if free else in_turn)(index, pieces, placed)
+
+    return put_at_once
 
 
 async def place_frame(
@@ -89,7 +121,7 @@ async def place_frame(
     lease: Lease,
     blocks: range,
     frame: Frame,
-    fill: Fill,
+    put: Put,
     *,
     read_back: bool,
 ) -> None:
@@ -108,9 +140,9 @@ async def place_frame(
     lease.pin()
     try:
         if buffers.copier is None:
-            await fill_checked(await block_pieces(buffers, block_ids), frame, fill)
+            await fill_checked(await block_pieces(buffers, block_ids), frame, put)
             return
-        await _write(buffers.copier, block_ids, frame, fill, buffers.layout.block_bytes)
+        await _write(buffers.copier, block_ids, frame, put, buffers.layout.block_bytes)
         if read_back:
             held = await block_pieces(buffers, block_ids)
             if payload_checksum(held) != frame.xxh3:
@@ -120,26 +152,18 @@ async def place_frame(
 
 
 async def _write(
-    copier: BlockCopier, block_ids: Sequence[int], frame: Frame, fill: Fill, block_bytes: int
+    copier: BlockCopier, block_ids: Sequence[int], frame: Frame, put: Put, block_bytes: int
 ) -> None:
     staged = copier.staging(len(block_ids) * block_bytes)
     pieces = [staged[start : start + block_bytes] for start in range(0, len(staged), block_bytes)]
-    await fill_checked(pieces, frame, fill)
+    await fill_checked(pieces, frame, put)
     await copier.write(block_ids, staged)
 
 
-async def fill_checked(pieces: Sequence[memoryview], frame: Frame, fill: Fill) -> None:
-    """Blocks are summed right after they were filled: they still lie in the cache then.
-
-    ``pieces``: a block each, all of one size.
-    """
+async def fill_checked(pieces: Sequence[memoryview], frame: Frame, put: Put) -> None:
+    """``pieces``: a block each, all of one size. Raises FrameCorrupt: the checksum differs."""
     checksum = PayloadChecksum()
-    num_at_once = max(1, fill.at_once_bytes // pieces[0].nbytes)
-    for index in range(0, len(pieces), num_at_once):
-        filled = pieces[index : index + num_at_once]
-        await fill.put(index, filled)
-        for piece in filled:
-            checksum.add(piece)
+    await put(0, pieces, checksum.add)
     if checksum.value != frame.xxh3:
         raise _differs(frame, "checksum")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtransfer.block_bytes import Fill, fill_checked
+from kvtransfer.block_bytes import Put, fill_checked
 from kvtransfer.coding import EXACT, coded_block_bytes
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, Lease
@@ -31,7 +31,7 @@ async def place_converted(
     arriving: Arriving,
     frame: Frame,
     first_wanted: int,
-    fill: Fill,
+    put: Put,
     *,
     read_back: bool,
 ) -> None:
@@ -46,7 +46,7 @@ async def place_converted(
     source, coding = arriving.layout, arriving.coding
     num_blocks = source.num_blocks(frame.num_tokens)
     pieces = _pieces(num_blocks, coded_block_bytes(source, coding))
-    await fill_checked(pieces, frame, fill)
+    await fill_checked(pieces, frame, put)
     if coding != EXACT:
         # torch is imported where KV is converted: a process that never does need not have it.
         from kvtransfer.compress import expand

@@ -41,6 +41,13 @@ class IntakeBudget:
         self._waiting.append((num_bytes, future))
         await future
 
+    def take_unlimited(self, num_bytes: int) -> bool:
+        """``take`` if there is no limit now and nobody waits; else False, and nothing is taken."""
+        if not self._unlimited or self.num_waiting:
+            return False
+        self._spend(num_bytes)
+        return True
+
     def refill(self) -> None:
         """One step has ended. Budget that was not used is not saved up."""
         self._left_bytes = min(self._left_bytes + self.bytes_per_step, self.bytes_per_step)

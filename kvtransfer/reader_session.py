@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from kvtransfer.block_bytes import (
     Fill,
+    Put,
     carried,
     following,
     lying_there,
@@ -216,17 +217,17 @@ class ReaderSession:
             await self._send(Credit(num_bytes))
             self._credit_bytes += num_bytes
 
-    async def _place(self, frame: Frame, lease: Lease, fill: Fill) -> None:
+    async def _place(self, frame: Frame, lease: Lease, put: Put) -> None:
         buffers, source, read_back = self._buffers, self._ticket.layout, self._config.read_back
         if self._coding != EXACT or source.first_difference(buffers.layout) is not None:
             await place_converted(
-                buffers, lease, Arriving(source, self._coding), frame, self._num_cached, fill,
+                buffers, lease, Arriving(source, self._coding), frame, self._num_cached, put,
                 read_back=read_back,
             )  # fmt: skip
             return
         first_block = self._position // source.block_size
         blocks = range(first_block, first_block + source.num_blocks(frame.num_tokens))
-        await place_frame(buffers, lease, blocks, frame, fill, read_back=read_back)
+        await place_frame(buffers, lease, blocks, frame, put, read_back=read_back)
 
     def _fill(self, frame: Frame) -> Fill:
         window, lane = self._connection.window, self._connection.lane

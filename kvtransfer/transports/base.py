@@ -20,17 +20,21 @@ from typing import Protocol
 
 from pdserve.types import Endpoint
 
+Placed = Callable[[memoryview], None]
+"""Told of each piece of memory right after it was filled."""
+
 
 class Window(Protocol):
     """The memory of the far end's block pool, to be read from here (one-sided)."""
 
     @property
-    def at_once_bytes(self) -> int:
-        """What one ``read`` takes best; 0: no more than a block."""
+    def at_once_bytes(self) -> int | None:
+        """What one ``read`` takes best, a block at least; None: all, since it never waits."""
 
-    async def read(self, offsets: Sequence[int], out: Sequence[memoryview]) -> None:
+    async def read(self, offsets: Sequence[int], out: Sequence[memoryview], placed: Placed) -> None:
         """Copy from each offset (bytes from the start of the pool) as much as its ``out`` takes.
 
+        ``placed`` is called with each of ``out`` once it holds all of its bytes, in order.
         A read that has begun has ended when the call returns or raises, also when it is cancelled.
 
         Raises:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import msgpack
 
 from kvtransfer.config import MIB
 from kvtransfer.store import BlockBuffers
-from kvtransfer.transports.base import Connection, Handler
+from kvtransfer.transports.base import Connection, Handler, Placed
 from kvtransfer.transports.grpc import GrpcDialer, GrpcListener
 from kvtransfer.transports.nixl_agent import DRAM, VRAM, Memory, NixlAgent, Span
 from kvtransfer.transports.nixl_landing import Landing, address_of
@@ -197,14 +198,14 @@ class NixlWindow:
     def at_once_bytes(self) -> int:
         return self._landing.slot_bytes
 
-    async def read(self, offsets: Sequence[int], out: Sequence[memoryview]) -> None:
+    async def read(self, offsets: Sequence[int], out: Sequence[memoryview], placed: Placed) -> None:
         """See ``Window``. NIXL never writes into ``out``, so a cancelled call has ended."""
         for offset, piece in zip(offsets, out, strict=True):
             if not 0 <= offset <= offset + piece.nbytes <= self._pool.num_bytes:
                 end = offset + piece.nbytes
                 raise FrameCorrupt(f"bytes {offset} to {end} of a pool of {self._pool.num_bytes}")
         for part in _parts(offsets, out, self._landing.slot_bytes):
-            await self._read_part(part)
+            await self._read_part(part, placed)
 
     async def close(self) -> None:
         """Forget the holder; reads of it fail."""
@@ -212,26 +213,29 @@ class NixlWindow:
             self._is_closed = True
             await self._agent.remove(self._name)
 
-    async def _read_part(self, part: list[tuple[int, memoryview]]) -> None:
+    async def _read_part(self, part: list[_Section], placed: Placed) -> None:
         slot = await self._landing.take()
         landing = asyncio.create_task(self._land(slot, part))
         self._landings.add(landing)  # the loop itself keeps no task alive
         try:
             await asyncio.shield(landing)
             landed, start = self._landing.view(slot), 0
-            for _, piece in part:
-                piece[:] = landed[start : start + piece.nbytes]
-                start += piece.nbytes
+            for section in part:
+                end = start + section.into.nbytes
+                section.into[:] = landed[start:end]
+                start = end
+                if section.last_of is not None:
+                    placed(section.last_of)
         finally:
             landing.add_done_callback(lambda _: self._ended(slot, landing))
 
-    async def _land(self, slot: int, part: list[tuple[int, memoryview]]) -> None:
+    async def _land(self, slot: int, part: list[_Section]) -> None:
         if self._is_closed:
             raise PeerUnreachable(f"{self._peer}: its memory is gone")
         spans, mine = [], self._landing.address_in(slot)
-        for offset, piece in part:
-            spans.append(Span(self._pool.address + offset, mine, piece.nbytes))
-            mine += piece.nbytes
+        for section in part:
+            spans.append(Span(self._pool.address + section.offset, mine, section.into.nbytes))
+            mine += section.into.nbytes
         await self._agent.read(self._name, self._pool.kind, self._pool.device, spans)
 
     def _ended(self, slot: int, landing: asyncio.Task[None]) -> None:
@@ -241,18 +245,28 @@ class NixlWindow:
             landing.exception()  # of a read that nobody waits for any more
 
 
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """``last_of``: the piece that is full once this is in."""
+
+    offset: int
+    into: memoryview
+    last_of: memoryview | None
+
+
 def _parts(
     offsets: Sequence[int], out: Sequence[memoryview], most_bytes: int
-) -> Iterator[list[tuple[int, memoryview]]]:
-    """(offset, piece) in groups of ``most_bytes`` at most; a piece that is larger is cut."""
-    part: list[tuple[int, memoryview]] = []
+) -> Iterator[list[_Section]]:
+    """Groups of ``most_bytes`` at most; a piece that is larger is cut."""
+    part: list[_Section] = []
     room = most_bytes
     for offset, piece in zip(offsets, out, strict=True):
         done = 0
         while done < piece.nbytes:
             size = min(room, piece.nbytes - done)
-            part.append((offset + done, piece[done : done + size]))
+            into, begin = piece[done : done + size], offset + done
             done += size
+            part.append(_Section(begin, into, piece if done == piece.nbytes else None))
             room -= size
             if not room:
                 yield part

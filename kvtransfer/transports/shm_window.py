@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
+from kvtransfer.transports.base import Placed
 from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.memory_file import map_read_only
 
@@ -21,7 +22,7 @@ from pdserve.memory_file import map_read_only
 class PeerMemory:
     """Satisfies ``Window``. ``anchor``: the socket that ends with the owner."""
 
-    at_once_bytes = 0
+    at_once_bytes = None  # copying never waits
 
     def __init__(self, peer: str, mapping: mmap.mmap, anchor: socket.socket) -> None:
         self._peer = peer
@@ -30,7 +31,7 @@ class PeerMemory:
         self._view = memoryview(mapping)
         self._is_closed = False
 
-    async def read(self, offsets: Sequence[int], out: Sequence[memoryview]) -> None:
+    async def read(self, offsets: Sequence[int], out: Sequence[memoryview], placed: Placed) -> None:
         """See ``Window``."""
         if self._is_closed:
             raise PeerUnreachable(f"{self._peer}: its memory is gone")
@@ -39,6 +40,7 @@ class PeerMemory:
             if end > len(self._view):
                 raise FrameCorrupt(f"bytes {offset} to {end} of a pool of {len(self._view)}")
             piece[:] = self._view[offset:end]
+            placed(piece)
 
     def watch(self, on_end: Callable[[], None]) -> None:
         """Call ``on_end`` when the owner is gone."""

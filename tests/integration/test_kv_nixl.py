@@ -63,11 +63,14 @@ async def test_nothing_outside_the_pool_is_read() -> None:
         connection = await carriers[0].dialer.dial(pair.endpoint.address)
         assert connection.window is not None
         out = memoryview(bytearray(LAYOUT.block_bytes))
-        await connection.window.read([LAYOUT.block_bytes], [out])
+        placed: list[memoryview] = []
+        await connection.window.read([LAYOUT.block_bytes], [out], placed.append)
         assert out == pair.source.view(1)
+        assert placed == [out]
         for offset in (-1, pair.source.num_bytes - 1):
             with pytest.raises(FrameCorrupt, match="pool"):
-                await connection.window.read([offset], [out])
+                await connection.window.read([offset], [out], placed.append)
+        assert len(placed) == 1
         await connection.close()
 
 

@@ -63,10 +63,13 @@ async def test_nothing_outside_the_pool_is_read() -> None:
         assert connection.window is not None
         await until(lambda: pair.exporter.num_connections == 1)
         out = memoryview(bytearray(LAYOUT.block_bytes))
-        await connection.window.read([LAYOUT.block_bytes], [out])
+        placed: list[memoryview] = []
+        await connection.window.read([LAYOUT.block_bytes], [out], placed.append)
         assert out == pair.source.view(1)
+        assert placed == [out]
         with pytest.raises(FrameCorrupt, match="pool"):
-            await connection.window.read([pair.source.num_bytes - 1], [out])
+            await connection.window.read([pair.source.num_bytes - 1], [out], placed.append)
+        assert len(placed) == 1
         await connection.close()
 
 

@@ -79,7 +79,7 @@ async def joined(
             holders[holder].first_kv_head, holders[holder].num_kv_heads,
         )  # fmt: skip
         await place_converted(
-            buffers, lease, Arriving(holders[holder]), frame, 0, carried(frame), read_back=False
+            buffers, lease, Arriving(holders[holder]), frame, 0, carried(frame).put, read_back=False
         )
     found = buffers.contents(lease)
     lease.release()

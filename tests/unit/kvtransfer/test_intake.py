@@ -113,3 +113,15 @@ async def test_the_limit_comes_back_with_one_full_step() -> None:
     assert not later.done()
     budget.refill()
     await later
+
+
+async def test_what_is_taken_without_limit_does_not_overtake_those_who_wait() -> None:
+    budget = limited(1)
+    assert not budget.take_unlimited(1)  # there is one, though it has something left
+    await budget.take(1)
+    waiting = started(budget, 1)
+    await settle()
+    budget.set_unlimited(True)
+    await waiting
+    assert budget.take_unlimited(5)
+    assert (budget.bytes_taken, budget.num_waits) == (7, 1)
