@@ -1,10 +1,12 @@
 """What long prompts do to everybody else's next token.
 
-    |-- settle --|-------- quiet --------|------- loaded -------|-- what runs is finished --|
-    steady streams, one request after another ...................
-                                         long prompt every S seconds
+    |- settle -|------ quiet ------|------ loaded ------|- what runs is finished -|- alone -|
+    steady streams, one request after another ..........
+                                   long prompt every S seconds                     long prompts,
+                                                                                   one by one
 
-A gap belongs to the phase in which it ends; only gaps within a stream count.
+A gap belongs to the phase in which it ends; only gaps within a stream count. The prompts alone tell
+what the service makes of them undisturbed, in the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from cluster.load.percentiles import percentiles_ms
 from cluster.load.records import RequestRecord, ledger_measures
 from cluster.load.sending import Sender, open_loop
 
-STEADY, LONG = "steady", "long"
+STEADY, LONG, ALONE = "steady", "long", "alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class InterferencePlan:
     every_s: float
     phase_s: float  # length of the quiet and of the loaded phase
     settle_s: float  # streams alone before that, not counted
+    num_alone: int = 3  # long prompts one by one at the end
 
     @property
     def num_long(self) -> int:
@@ -64,17 +67,20 @@ async def run_interference(
                 return
 
     long_jobs = draw_jobs(
-        plan.num_long, num_prompt_tokens=plan.long_prompt_tokens,
+        plan.num_long + plan.num_alone, num_prompt_tokens=plan.long_prompt_tokens,
         max_tokens=plan.long_output_tokens, vocab_size=vocab_size, seed=f"{seed} long",
     )  # fmt: skip
     async with asyncio.TaskGroup() as streams:
         for number in range(plan.num_streams):
             streams.create_task(stream(number))
         await sender.wait_until(plan.loaded_from_s)
-        long_records = await open_loop(sender, long_jobs, plan.long_offsets_s, kind=LONG)
+        long_records = await open_loop(
+            sender, long_jobs[: plan.num_long], plan.long_offsets_s, kind=LONG
+        )
         await sender.wait_until(plan.loaded_from_s + plan.phase_s)
         stop.set()
-    return [*records, *long_records]
+    alone = [await sender.send(job, kind=ALONE) for job in long_jobs[plan.num_long :]]
+    return [*records, *long_records, *alone]
 
 
 def _steady_jobs(plan: InterferencePlan, vocab_size: int, seed: str) -> Iterator[Job]:
@@ -110,5 +116,11 @@ def interference_measures(
             measures["steady ITL loaded p99 ms"] / measures["steady ITL quiet p99 ms"]
         )
     measures |= percentiles_ms("long TTFT", [record.ttft_s for record in long], (50, 100))
+    alone = [record for record in records if record.kind == ALONE and not record.error]
+    measures |= percentiles_ms("long TTFT alone", [record.ttft_s for record in alone], (50,))
+    if long and alone:
+        # The prompts are of one length, so their rates are as their times.
+        share = measures["long TTFT alone p50 ms"] / measures["long TTFT p50 ms"]
+        measures["long prompts' rate, % of alone"] = 100 * share
     measures["long prompts done"] = len(long)
     return {**measures, **ledger_measures(long)}

@@ -33,7 +33,7 @@ from cluster.load.turns import Measures
 
 SUMMARY = "gaps of steady streams while long prompts arrive, disaggregated, colocated and others"
 _LOAD = ("streams", "steady_isl", "steady_osl", "long_isl", "long_osl", "every_s", "phase_s",
-         "settle_s", "warmup", "seed")  # fmt: skip
+         "settle_s", "alone", "warmup", "seed")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--every-s", type=float, default=3.0, help="between long prompts")
     load.add_argument("--phase-s", type=float, default=30.0, help="quiet, and loaded")
     load.add_argument("--settle-s", type=float, default=2.0, help="streams alone, not counted")
+    load.add_argument("--alone", type=int, default=3, help="long prompts one by one at the end")
     load.add_argument("--warmup", type=int, default=2, help="long prompts first, not counted")
     add_load_options(load)
     add_output_options(parser)
@@ -84,7 +85,7 @@ class _InterferenceLoad:
             num_streams=args.streams, steady_prompt_tokens=args.steady_isl,
             steady_output_tokens=args.steady_osl, long_prompt_tokens=args.long_isl,
             long_output_tokens=args.long_osl, every_s=args.every_s, phase_s=args.phase_s,
-            settle_s=args.settle_s,
+            settle_s=args.settle_s, num_alone=args.alone,
         )  # fmt: skip
 
     async def run(self, face: ServiceFace, number: int) -> list[RequestRecord]:

@@ -61,13 +61,14 @@ def test_interference_in_three_setups(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
     result = run_scenario(
         interference, "--streams=2", "--steady-osl=20", "--phase-s=0.4", "--every-s=0.2",
-        "--long-isl=300", "--long-osl=2", "--settle-s=0.1", "--warmup=1", f"--raw={raw}", *FAKE,
+        "--long-isl=300", "--long-osl=2", "--settle-s=0.1", "--warmup=1", "--alone=1",
+        f"--raw={raw}", *FAKE,
     )  # fmt: skip
     turns = json.loads(raw.read_text())
     assert len(result.rows[0]) == 4  # names and three setups
     for turn in turns:
         kinds = [request["kind"] for request in turn["requests"]]
-        assert kinds.count("long") == 2
+        assert (kinds.count("long"), kinds.count("alone")) == (2, 1)
         assert kinds.count("steady") >= 2
         assert not [request for request in turn["requests"] if request["error"]]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.interference import LONG, STEADY, InterferencePlan, interference_measures
+from benchmarks.interference import ALONE, LONG, STEADY, InterferencePlan, interference_measures
 from benchmarks.timeline import HEAD, timeline_rows
 from cluster.load.records import RequestRecord, count_errors, load_measures
 from pdserve.request_timing import RequestTiming
@@ -72,6 +72,15 @@ def test_a_gap_belongs_to_the_phase_in_which_it_ends() -> None:
     assert measures["steady tokens/s loaded"] == pytest.approx(2 / 10)
     assert measures["long TTFT p50 ms"] == pytest.approx(2000)
     assert measures["long prompts done"] == 1
+
+
+def test_the_rate_of_long_prompts_beside_the_one_they_have_alone() -> None:
+    long = [record(14.0, due_s=12.0, kind=LONG), record(18.0, due_s=15.0, kind=LONG)]
+    alone = record(31.5, due_s=30.0, kind=ALONE)
+    measures = interference_measures([*long, alone], plan())
+    assert measures["long TTFT alone p50 ms"] == pytest.approx(1500)
+    assert measures["long prompts' rate, % of alone"] == pytest.approx(60)
+    assert "long prompts' rate, % of alone" not in interference_measures(long, plan())
 
 
 def test_timeline_cuts_the_run_into_slices() -> None:
