@@ -92,10 +92,10 @@ class Intake:
 
         async def make_room(num_tokens: int) -> BlockLease:
             assert num_tokens == ticket.num_tokens, "room for another ticket"
-            leg.state = LegState.LEASING
+            leg.become(LegState.LEASING)
             lease = await self._room.lease(claim, self._owner.reserve_for_arrivals())
             self._owner.keep_promise(leg)
-            leg.state = LegState.RECEIVING
+            leg.become(LegState.RECEIVING)
             leases.append(lease)
             return lease
 

@@ -1,17 +1,19 @@
 """From the legs a worker owns to the rows of its next step: applies scheduler.py's decisions.
 
 Here decisions meet blocks: leases grow, KV is parked and restored, legs change between RUNNING,
-PARKED and PREFILLING. Knows no sessions and emits no events.
+PARKED and PREFILLING. The usual step, one token of every sequence and blocks enough, is made in one
+pass without a snapshot. Knows no sessions and emits no events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 
-from decode_worker.leg import DecodeLeg, LegState
+from decode_worker.leg import OWNED, DecodeLeg, LegState
 from decode_worker.parking import copy_in, copy_out
 from decode_worker.scheduler import SequenceView, Snapshot, StepDecision, plan_step
-from engine.block_pool import BlockBuffers, BlockPool
+from engine.block_pool import BlockBuffers, BlockLease, BlockPool
 from engine.prefix_cache import PrefixCache
 from engine.step import StepRow
 from pdserve.log import event_log
@@ -44,11 +46,46 @@ class StepAssembler:
         self._copies = copies and buffers.copier is None
         self.num_parkings = 0
 
-    def assemble(self, owned: SequenceOf[DecodeLeg]) -> list[StepRow]:
-        """Rows of the next step; empty if there is nothing to do. ``owned``: states OWNED."""
+    def assemble(self, legs: Collection[DecodeLeg]) -> list[StepRow]:
+        """Rows of the next step; empty if there is nothing to do. ``legs``: in order of age."""
+        rows = self.assemble_usual(legs)
+        return self.assemble_any(legs) if rows is None else rows
+
+    def assemble_usual(self, legs: Collection[DecodeLeg]) -> list[StepRow] | None:
+        """What ``assemble_any`` gives where all there are only decode and nobody needs to make
+        room; None, and no change: not so."""
+        rows: list[StepRow] = []
+        began: list[DecodeLeg] = []
+        growing: list[tuple[BlockLease, int]] = []
+        free, block_size = self._pool.num_free, self._buffers.layout.block_size
+        for leg in legs:
+            state = leg.state
+            if state is LegState.RUNNING or state is LegState.COMMITTED:
+                sequence = leg.held
+                missing = -(-len(sequence.token_ids) // block_size) - sequence.lease.num_blocks
+                if missing > 0:
+                    free -= missing
+                    growing.append((sequence.lease, missing))
+                if state is LegState.COMMITTED:
+                    began.append(leg)
+                rows.append(StepRow(sequence, sequence.num_computed, 1, True))
+            elif state is LegState.PREFILLING or state is LegState.PARKED:
+                return None
+        if free < 0:
+            return None
+        for leg in began:
+            leg.become(LegState.RUNNING)
+        for lease, missing in growing:
+            extended = lease.extend(missing)
+            assert extended, "grew without room"
+        return rows
+
+    def assemble_any(self, legs: Collection[DecodeLeg]) -> list[StepRow]:
+        """By the scheduler's decision, whatever there is."""
+        owned = [leg for leg in legs if leg.state in OWNED]
         for leg in owned:
             if leg.state is LegState.COMMITTED:
-                leg.state = LegState.RUNNING
+                leg.become(LegState.RUNNING)
         rows, moved = self._once(owned)
         looks = 1
         while not rows and moved and looks < MAX_LOOKS:
@@ -115,7 +152,7 @@ class StepAssembler:
         else:
             sequence.num_computed = 0
         sequence.lease.release()
-        leg.state = LegState.PARKED
+        leg.become(LegState.PARKED)
         self.num_parkings += 1
         logger.info(
             "parked", request=leg.request_id, tokens=len(sequence.token_ids),
@@ -130,10 +167,10 @@ class StepAssembler:
         if leg.parked is not None:
             copy_in(self._buffers, lease, leg.parked)
             leg.parked = None
-            leg.state = LegState.RUNNING
+            leg.become(LegState.RUNNING)
         else:
             sequence.num_computed = self._cache.num_cached_tokens(lease)
-            leg.state = LegState.PREFILLING
+            leg.become(LegState.PREFILLING)
         logger.info("restored", request=leg.request_id)
 
     def _grow(self, leg: DecodeLeg) -> None:

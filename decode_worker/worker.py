@@ -15,7 +15,7 @@ from collections.abc import Sequence as SequenceOf
 from decode_worker.config import DecodeConfig
 from decode_worker.forking import ForkClaim, Forking
 from decode_worker.intake import Intake
-from decode_worker.leg import ARRIVING, OWNED, DecodeLeg, LegState
+from decode_worker.leg import OWNED, DecodeLeg, LegCounts, LegState
 from decode_worker.meeting import Meeting
 from decode_worker.planning import StepAssembler
 from decode_worker.reporting import report_tokens
@@ -70,7 +70,8 @@ class DecodeWorker:
         self._tracer = tracer or Tracer()
         self._eos_token_ids = runner.eos_token_ids
         self._layout = runner.layout
-        self._legs: dict[RequestId, DecodeLeg] = {}
+        self._legs: dict[RequestId, DecodeLeg] = {}  # oldest first
+        self._counts = LegCounts()
         self._returning: list[DecodeLeg] = []  # ended, blocks still pinned by the running step
         self._next_order = 0
         self._draining = False
@@ -129,11 +130,13 @@ class DecodeWorker:
             self.end(leg)
 
     def status(self) -> WorkerStatus:
-        legs = list(self._legs.values())
-        by_state = {state: [leg for leg in legs if leg.state is state] for state in LegState}
-        waiting = [leg for leg in legs if leg.state in ARRIVING] + by_state[LegState.COMMITTED]
-        running = by_state[LegState.RUNNING]
-        prefilling = by_state[LegState.PREFILLING]
+        counts = self._counts
+        running_tokens = queued_tokens = 0
+        for leg in self._legs.values():
+            if leg.state is LegState.RUNNING:
+                running_tokens += len(leg.held.token_ids)
+            elif leg.state is LegState.PREFILLING:
+                queued_tokens += leg.held.num_uncomputed
         return WorkerStatus(
             step=self.loop.num_steps,
             step_age_s=self.loop.step_age_s,
@@ -144,11 +147,13 @@ class DecodeWorker:
             kv_intake_waits=self._intake.budget.num_waits,
             cost=self._costs.cost,
             reserved_blocks=self._room.promised_blocks + self._reserve(),
-            num_queued=len(waiting) + len(prefilling),
-            queued_tokens=sum(leg.held.num_uncomputed for leg in prefilling),
-            num_running=len(running),
-            running_tokens=sum(len(leg.held.token_ids) for leg in running),
-            num_parked=len(by_state[LegState.PARKED]),
+            num_queued=counts.num_arriving
+            + counts.of(LegState.COMMITTED)
+            + counts.of(LegState.PREFILLING),
+            queued_tokens=queued_tokens,
+            num_running=counts.of(LegState.RUNNING),
+            running_tokens=running_tokens,
+            num_parked=counts.of(LegState.PARKED),
             draining=self._draining,
         )
 
@@ -184,9 +189,8 @@ class DecodeWorker:
     # --- StepPlanner --------------------------------------------------------------------------
 
     def plan(self) -> list[StepRow]:
-        owned = [leg for leg in self._legs.values() if leg.state in OWNED]
         self._room.make_way(self._reserve())
-        rows = self._assembler.assemble(owned)
+        rows = self._assembler.assemble(self._legs.values())
         self._room.serve(self.reserve_for_arrivals())
         self._intake.set_idle(not rows)
         return rows
@@ -224,7 +228,7 @@ class DecodeWorker:
         """Verified KV is here; the next step may run it."""
         self._cache.computed(sequence)
         leg.sequence = sequence
-        leg.state = LegState.COMMITTED
+        leg.become(LegState.COMMITTED)
         leg.ready_s = self._clock.now()
         record_transfer(self._tracer, leg, timing, leg.ready_s)
         self.loop.wake()
@@ -241,7 +245,7 @@ class DecodeWorker:
         if leg.state is LegState.ENDED:
             return
         record_decode(self._tracer, leg, self._clock.now(), error)
-        leg.state = LegState.ENDED
+        leg.become(LegState.ENDED)
         del self._legs[leg.request_id]
         leg.parked = None
         self.keep_promise(leg)
@@ -261,13 +265,12 @@ class DecodeWorker:
 
     def reserve_for_arrivals(self) -> int:
         """Blocks an arriving sequence must leave; everything while a parked one waits."""
-        if any(leg.state is LegState.PARKED for leg in self._legs.values()):
-            return self._pool.num_blocks
-        return self._reserve()
+        parks = self._counts.of(LegState.PARKED)
+        return self._pool.num_blocks if parks else self._reserve()
 
     def blocks_came_back(self) -> None:
         self._room.serve(self.reserve_for_arrivals())
-        if any(leg.state in OWNED for leg in self._legs.values()):
+        if self._counts.num_owned:
             self.loop.wake()
 
     def leg_task_done(self, leg: DecodeLeg) -> None:
@@ -304,18 +307,22 @@ class DecodeWorker:
 
     def _reserve(self) -> int:
         """Growth of those already here, and the whole of those that had to leave for a while."""
-        reserve = 0
-        for leg in self._legs.values():
-            if leg.state in OWNED:
-                parked = leg.state is LegState.PARKED
-                reserve += self._layout.num_blocks(len(leg.held.token_ids)) if parked else 1
+        num_parked = self._counts.of(LegState.PARKED)
+        reserve = self._counts.num_owned - num_parked
+        if num_parked:
+            reserve += sum(
+                self._layout.num_blocks(len(leg.held.token_ids))
+                for leg in self._legs.values()
+                if leg.state is LegState.PARKED
+            )
         return reserve
 
     def _admit(self, submit: Submit, claim: ContextClaim | ForkClaim, sink: EventSink) -> None:
         attempt = submit.attempt
         leg = DecodeLeg(
-            submit, sink, self._next_order, LegState.OPENING, submitted_s=self._clock.now()
-        )
+            submit, sink, self._next_order, LegState.OPENING, self._counts,
+            submitted_s=self._clock.now(),
+        )  # fmt: skip
         self._next_order += 1
         self._legs[leg.request_id] = leg
         self._empty.clear()
@@ -333,7 +340,7 @@ class DecodeWorker:
                 else self._cache.num_cached_tokens(lease)
             )
             leg.sequence.num_computed = leg.num_cached_tokens
-            leg.state = LegState.PREFILLING
+            leg.become(LegState.PREFILLING)
             self.loop.wake()
         else:
             assert isinstance(claim, ContextClaim), "a fork has no ticket"
@@ -363,7 +370,7 @@ class DecodeWorker:
         if finish is not None:
             self.end(leg)
         elif leg.state is LegState.PREFILLING:
-            leg.state = LegState.RUNNING
+            leg.become(LegState.RUNNING)
 
     def _settle_returned(self) -> None:
         """Report Ended for legs whose blocks and task are gone."""

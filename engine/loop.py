@@ -13,13 +13,9 @@ Not covered: overlapping the planning of one step with the run of the one before
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.block_pool import BlockLease
 from engine.step import SampledToken, StepRow, StepRunner
 from pdserve.clock import Clock
 from pdserve.errors import EngineFailure, PdserveError
@@ -136,8 +132,7 @@ class EngineLoop:
         results: list[SampledToken | None] = []
         try:
             self._is_stepping = True
-            with _pinned(rows):
-                results = await self._runner.run(rows)
+            results = await self._run_pinned(rows)
         except EngineFailure as error:
             failure = error
         except Exception as error:  # whatever a device library raises becomes ours here
@@ -153,15 +148,13 @@ class EngineLoop:
             _log.error("engine_step_failed", rows=len(rows), error=failure, exc=failure)
             self._planner.step_failed(rows, failure)
 
-
-@contextmanager
-def _pinned(rows: SequenceOf[StepRow]) -> Iterator[None]:
-    # The leases, not the sequences: a sequence may be given another lease while it waits.
-    leases: list[BlockLease] = [row.sequence.lease for row in rows]
-    for lease in leases:
-        lease.pin()
-    try:
-        yield
-    finally:
+    async def _run_pinned(self, rows: list[StepRow]) -> list[SampledToken | None]:
+        # The leases, not the sequences: a sequence may be given another lease while it waits.
+        leases = [row.sequence.lease for row in rows]
         for lease in leases:
-            lease.unpin()
+            lease.pin()
+        try:
+            return await self._runner.run(rows)
+        finally:
+            for lease in leases:
+                lease.unpin()

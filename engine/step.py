@@ -2,22 +2,21 @@
 
 A step is a list of rows; each row computes a run of tokens of one sequence and may sample the
 token after it. Prefill chunks and decode tokens are the same thing with other lengths, so fused
-batches (colocated mode) need nothing extra. Runners: model_runner.py (torch), fake_runner.py.
+batches (colocated mode) need nothing extra. Rows and results are tuples by name: a decode worker
+makes one of each a token. Runners: model_runner.py (torch), fake_runner.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.block_pool import BlockBuffers
 from engine.sequence import Sequence
 from pdserve.types import KVLayout, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class StepRow:
+class StepRow(NamedTuple):
     """Compute ``sequence.token_ids[start : start + num_tokens]`` into its lease's blocks.
 
     ``start == sequence.num_computed``. With ``samples`` the run ends at the last known token and
@@ -34,8 +33,7 @@ class StepRow:
         return self.start + self.num_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     token_id: int
     logprobs: TokenLogprobs | None = None
 
