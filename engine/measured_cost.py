@@ -16,51 +16,68 @@ from pdserve.step_cost import CostEstimator, DecodeCost, Features, PrefillCost, 
 # A guess of 0 is not held at all.
 PROPORTIONS = StepCost(PrefillCost(1e-4, 1e-5, 0.0), DecodeCost(1e-3, 1e-4, 0.0))
 
-# An observation takes some 35 us, beside decode steps of a few ms.
-LEARN_FROM_ALL = 64  # decode steps
-LEARN_EVERY = 8
+# An observation takes some 35 us: 1 % of the steps' time.
+LEARN_FROM_ALL = 64  # steps of a kind; after these one is learnt from
+LEARN_AFTER_S = 0.0035  # when steps of its kind took so long since the last,
+LEARN_EVERY = 8  # and of decode steps each eighth
 
 
 class MeasuredCost:
     def __init__(self) -> None:
-        self._prefill: CostEstimator | None = None
-        self._decode: CostEstimator | None = None
-        self._num_decode_steps = 0
+        self._prefill = _Followed(PROPORTIONS.prefill.coefficients, learn_every=1)
+        self._decode = _Followed(PROPORTIONS.decode.coefficients, learn_every=LEARN_EVERY)
 
     @property
     def cost(self) -> StepCost:
         """Zeros for a kind of step that has not run."""
-        nothing, prefill, decode = StepCost(), self._prefill, self._decode
         return StepCost(
-            nothing.prefill if prefill is None else PrefillCost(*prefill.coefficients),
-            nothing.decode if decode is None else DecodeCost(*decode.coefficients),
+            PrefillCost(*self._prefill.coefficients), DecodeCost(*self._decode.coefficients)
         )
 
     def observe(self, rows: SequenceOf[StepRow], duration_s: float) -> None:
-        """A step of these rows took so long. Decode steps: at first all, then some are learnt from.
+        """A step of these rows took so long. At first all, then some are learnt from.
 
         A prompt's last chunk of one token looks like a decode row; it costs as much.
         """
         if all(row.num_tokens == 1 for row in rows):
-            self._num_decode_steps += 1
-            if self._num_decode_steps <= LEARN_FROM_ALL or not self._num_decode_steps % LEARN_EVERY:
+            if self._decode.is_due(duration_s):
                 kv_tokens = sum(row.end for row in rows)
-                features = DecodeCost.features(len(rows), kv_tokens)
-                guess = PROPORTIONS.decode.coefficients
-                self._decode = _follow(self._decode, guess, features, duration_s)
-        elif len(rows) == 1:  # what several prompts cost together says little of one
-            features = PrefillCost.features(rows[0].start, rows[0].end)
-            guess = PROPORTIONS.prefill.coefficients
-            self._prefill = _follow(self._prefill, guess, features, duration_s)
+                self._decode.learn(DecodeCost.features(len(rows), kv_tokens), duration_s)
+        elif len(rows) == 1 and self._prefill.is_due(duration_s):
+            # What several prompts cost together says little of one.
+            self._prefill.learn(PrefillCost.features(rows[0].start, rows[0].end), duration_s)
 
 
-def _follow(
-    estimator: CostEstimator | None, guess: Features, features: Features, seconds: float
-) -> CostEstimator | None:
-    if seconds <= 0:
-        return estimator
-    if estimator is None:
-        scale = seconds / sum(a * b for a, b in zip(guess, features, strict=True))
-        estimator = CostEstimator((guess[0] * scale, guess[1] * scale, guess[2] * scale))
-    estimator.observe(features, seconds)
-    return estimator
+class _Followed:
+    """One kind of step. ``guess``: its proportions; ``learn_every``: so many steps, not more."""
+
+    def __init__(self, guess: Features, learn_every: int) -> None:
+        self._guess = guess
+        self._learn_every = learn_every
+        self._estimator: CostEstimator | None = None
+        self._num_steps = 0
+        self._unlearnt_s = 0.0  # steps since the last that was learnt from
+
+    @property
+    def coefficients(self) -> Features:
+        return (0.0, 0.0, 0.0) if self._estimator is None else self._estimator.coefficients
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether a step that took so long is to be learnt from."""
+        self._num_steps += 1
+        self._unlearnt_s += seconds
+        if self._num_steps <= LEARN_FROM_ALL:
+            return seconds > 0
+        return (
+            self._unlearnt_s >= LEARN_AFTER_S
+            and not self._num_steps % self._learn_every
+            and seconds > 0
+        )
+
+    def learn(self, features: Features, seconds: float) -> None:
+        if self._estimator is None:
+            guess = self._guess
+            scale = seconds / sum(a * b for a, b in zip(guess, features, strict=True))
+            self._estimator = CostEstimator((guess[0] * scale, guess[1] * scale, guess[2] * scale))
+        self._estimator.observe(features, seconds)
+        self._unlearnt_s = 0.0

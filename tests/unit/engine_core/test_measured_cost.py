@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.block_pool import BlockPool
-from engine.measured_cost import MeasuredCost
+from engine.measured_cost import LEARN_AFTER_S, LEARN_FROM_ALL, MeasuredCost
 from engine.sequence import Sequence
 from engine.step import StepRow
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
@@ -59,3 +59,25 @@ def test_steps_of_both_kinds_say_nothing() -> None:
     measured = MeasuredCost()
     measured.observe([row(9, 10), row(0, 64)], 1.0)
     assert measured.cost == StepCost()
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 64), (63, 64)])
+def test_short_steps_are_learnt_from_once_they_took_long_together(start: int, end: int) -> None:
+    measured, step_s = MeasuredCost(), LEARN_AFTER_S / 100
+    for _ in range(LEARN_FROM_ALL):
+        measured.observe([row(start, end)], step_s)
+    known = measured.cost
+    for _ in range(90):
+        measured.observe([row(start, end)], step_s)
+        assert measured.cost == known
+    for _ in range(20):
+        measured.observe([row(start, end)], 2 * step_s)
+    assert measured.cost != known
+
+
+def test_long_chunks_are_all_learnt_from() -> None:
+    measured = MeasuredCost()
+    for number in range(2 * LEARN_FROM_ALL):
+        known = measured.cost
+        measured.observe([row(0, 64)], LEARN_AFTER_S * (1 + number % 3))
+        assert measured.cost != known
