@@ -154,7 +154,7 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of one sequence from one engine step (usually one).
+    """Tokens of one sequence from the engine steps of one report (usually one), in order.
 
     The first report of a decode leg repeats the first token (index ``first_index``), which came
     with the KV, and has no timing. ``timing`` comes once a leg, with the first token that the leg

@@ -19,7 +19,8 @@ def may_wait(event: WorkerEvent) -> bool:
     """Whether nobody waits for it: tokens in the middle of an answer, and what only bookings are
     kept by, which the status of a report settles as well."""
     if isinstance(event, Tokens):
-        return event.timing is None and not any(token.finish_reason for token in event.tokens)
+        is_last = bool(event.tokens) and event.tokens[-1].finish_reason is not None
+        return event.timing is None and not is_last
     return isinstance(event, (Admitted, Ended))
 
 

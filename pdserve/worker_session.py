@@ -33,6 +33,7 @@ from pdserve.messages import (
     Welcome,
     WorkerEvent,
 )
+from pdserve.report_outbox import ReportOutbox
 from pdserve.report_pacing import ReportPacing, may_wait
 from pdserve.roles import WorkerRole
 
@@ -172,7 +173,7 @@ class _Session:
         self._link = link
         self._role = role
         self._clock = clock
-        self._outbox: list[WorkerEvent] = []
+        self._outbox = ReportOutbox()
         self._poke = asyncio.Event()
         self._urgent = asyncio.Event()  # something is in the outbox that does not wait
         self._pacing = ReportPacing(report_interval_s)
@@ -187,7 +188,7 @@ class _Session:
 
     def emit(self, event: WorkerEvent) -> None:
         if not self._ended:
-            self._outbox.append(event)
+            self._outbox.add(event)
             self._poke.set()
             if not may_wait(event):
                 self._urgent.set()
@@ -273,8 +274,7 @@ class _Session:
                 self._urgent.clear()
                 # Before the outbox: what is emitted before the goodbye is sent before it.
                 goodbye = self._goodbye
-                events = tuple(self._outbox)
-                self._outbox.clear()
+                events = self._outbox.take()
                 status = replace(self._role.status(), last_submit_seq=self._last_submit_seq)
                 await self._link.send(StepReport(events, status, self._cache_changes()))
                 if goodbye is not None:
