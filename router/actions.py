@@ -19,9 +19,9 @@ class CancelLeg:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """The next token of the client's stream."""
+    """The next tokens of the client's stream."""
 
-    token: TokenEvent
+    tokens: tuple[TokenEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)

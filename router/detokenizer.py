@@ -29,9 +29,10 @@ class Detokenizer:
         self._utf8 = _Utf8Decoder(errors="replace")
         self._num_spaces_to_drop = 0 if continues else token_bytes.num_leading_spaces
 
-    def push(self, token_id: int) -> str:
-        """Text that this token completes; empty while a character is incomplete."""
-        return self._trimmed(self._utf8.decode(self._token_bytes.text_bytes(token_id)))
+    def push(self, *token_ids: int) -> str:
+        """Text that these tokens complete; empty while a character is incomplete."""
+        pushed = b"".join([self._token_bytes.text_bytes(token_id) for token_id in token_ids])
+        return self._trimmed(self._utf8.decode(pushed))
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that never was completed."""

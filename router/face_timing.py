@@ -34,16 +34,32 @@ class FaceTiming:
         self._sent_s = self._clock.now()
         return True
 
-    def completed(self, timing: RequestTiming) -> RequestTiming:
-        """The router's ledger with the face's parts in it."""
-        timing = replace(
+    def completed(
+        self,
+        timing: RequestTiming,
+        num_prompt_tokens: int | None = None,
+        num_generated_tokens: int | None = None,
+    ) -> RequestTiming:
+        """The router's ledger with the face's parts in it, and its counts if they are others."""
+        receive_s = self._arrival.receive_s
+        total_s, send_s = timing.total_s + receive_s, 0.0
+        if self._sent_s is not None:
+            first_s = (
+                receive_s + timing.tokenize_s + timing.queue_s + timing.prefill_queue_s
+                + timing.prefill_compute_s + timing.first_token_return_s
+            )  # fmt: skip
+            send_s = max(0.0, self._sent_s - self._arrived_s - first_s)
+            total_s = max(total_s, first_s + send_s)
+        return replace(
             timing,
             before_face_s=self._arrival.before_face_s,
-            receive_s=self._arrival.receive_s,
-            total_s=timing.total_s + self._arrival.receive_s,
+            receive_s=receive_s,
+            first_token_send_s=send_s,
+            total_s=total_s,
+            num_prompt_tokens=_or(num_prompt_tokens, timing.num_prompt_tokens),
+            num_generated_tokens=_or(num_generated_tokens, timing.num_generated_tokens),
         )
-        if self._sent_s is None:
-            return timing
-        send_s = max(0.0, self._sent_s - self._arrived_s - timing.ttft_s)
-        timing = replace(timing, first_token_send_s=send_s)
-        return replace(timing, total_s=max(timing.total_s, timing.ttft_s))
+
+
+def _or(count: int | None, default: int) -> int:
+    return default if count is None else count

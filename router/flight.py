@@ -285,22 +285,32 @@ class Flight:
 
     def _deliver(self, leg: OpenLeg, tokens: tuple[TokenEvent, ...], now_s: float) -> list[Action]:
         """Pass on what is next, drop what was delivered, take a gap as a failure of the leg."""
-        actions: list[Action] = []
+        due = len(self._generated)
+        last = self.request.sampling.max_tokens - 1
+        passed: list[TokenEvent] = []
+        gap = ""
         for token in tokens:
-            index = len(self._generated)
+            index = due + len(passed)
             if token.index < index:
                 continue
             if token.index > index:
-                cause = f"token {token.index} came where {index} was due"
-                return actions + self._lose(leg, cause, now_s)
-            if index + 1 == self.request.sampling.max_tokens and token.finish_reason is None:
+                gap = f"token {token.index} came where {index} was due"
+                break
+            if index == last and token.finish_reason is None:
                 token = replace(token, finish_reason=FinishReason.LENGTH)
-            self._generated.append(token.token_id)
-            self.ledger.delivered(now_s, index, token.epoch)
-            actions.append(Deliver(token))
+            passed.append(token)
             if token.finish_reason is not None:
-                self._legs.close(leg)  # ends by itself
-                return actions + self._end(None, "finished", now_s)
+                break
+        actions: list[Action] = []
+        if passed:
+            self._generated += [token.token_id for token in passed]
+            self.ledger.delivered(now_s, due, passed[0].epoch, len(passed))
+            actions.append(Deliver(tuple(passed)))
+        if gap:
+            return actions + self._lose(leg, gap, now_s)
+        if passed and passed[-1].finish_reason is not None:
+            self._legs.close(leg)  # ends by itself
+            return actions + self._end(None, "finished", now_s)
         return actions
 
     def _committed(self, worker: WorkerRef, event: Committed, now_s: float) -> list[Action]:

@@ -41,6 +41,7 @@ class Ledger:
         self._explanation = ""
         self._decode_worker = ""
         self._first_epoch: int | None = None  # of the attempt that gave token 0
+        self._whole: RequestTiming | None = None  # of a request that has ended
 
     @property
     def started_s(self) -> float:
@@ -68,19 +69,20 @@ class Ledger:
             self._stamps.committed_s = None
             self._decode = None
 
-    def delivered(self, now_s: float, index: int, epoch: int) -> None:
-        """The client's stream got the token with this index."""
-        self._num_generated = index + 1
+    def delivered(self, now_s: float, index: int, epoch: int, num_tokens: int = 1) -> None:
+        """The client's stream got so many tokens, at least one, from this index on."""
+        self._num_generated = index + num_tokens
         if index == 0:
             self._stamps.first_token_s = now_s
             self._first_epoch = epoch
-        elif index == 1:
+        if index <= 1 < index + num_tokens:
             self._stamps.second_token_s = now_s
 
     def prefill_measured(self, epoch: int, timing: PrefillTiming) -> None:
         """With FirstToken, after ``delivered``; counts if that attempt gave token 0."""
         if self._prefill is None and epoch == self._first_epoch:
             self._prefill = timing
+            self._whole = None  # it comes after the end if the first token was the last
 
     def explained(self, text: str) -> None:
         """Why the attempt about to be sent goes where it goes; one after another."""
@@ -106,8 +108,14 @@ class Ledger:
 
     def timing(self, now_s: float) -> RequestTiming:
         """The ledger as it stands; parts whose time has not come are 0."""
+        if self._stamps.ended_s is None:
+            return self._timing(now_s)
+        if self._whole is None:
+            self._whole = self._timing(self._stamps.ended_s)
+        return self._whole
+
+    def _timing(self, end_s: float) -> RequestTiming:
         stamps = self._stamps
-        end_s = now_s if stamps.ended_s is None else stamps.ended_s
         queue_s, prefill_queue_s, prefill_compute_s, first_return_s = self._first_token_parts(end_s)
         exposed_s, decode_queue_s, first_step_s, return_s = self._first_gap_parts()
         return RequestTiming(

@@ -282,8 +282,8 @@ class Router:
     def _apply(self, entry: _Entry, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Deliver(token):
-                    entry.stream.put(token)
+                case Deliver(tokens):
+                    entry.stream.put(*tokens)
                 case CancelLeg():
                     self._dispatcher.cancel(entry.flight, action)
                 case BlockWorker(worker):

@@ -32,12 +32,12 @@ from pdserve.types import (
     TokenEvent,
     TokenLogprobs,
 )
+from router.answer_text import AnswerText
 from router.face_timing import FaceTiming
 from router.generation import Generation, TokenService
 from router.prompt_limits import check_prompt, check_token_ids
 from router.recent_requests import RecentRequests
 from router.request_spans import record_request, record_send
-from router.stop_strings import StopScan, StopScanner
 from router.text_job import (
     ChatPrompt,
     TextDelta,
@@ -217,8 +217,11 @@ class TextGeneration:
         self._events = aiter(tokens)
         self._request = request
         self._text = text
-        self._detokenizer = text.detokenizer(continues=not isinstance(job.prompt, ChatPrompt))
-        self._scanner = StopScanner(job.stop_strings)
+        self._answer = AnswerText(
+            text.detokenizer(continues=not isinstance(job.prompt, ChatPrompt)),
+            job.stop_strings,
+            request.sampling.min_tokens,
+        )
         self._metrics = metrics
         self._clock = clock
         self._face = face
@@ -231,6 +234,7 @@ class TextGeneration:
         self._last_token_s: float | None = None
         self._num_completion_tokens = 0
         self._ended = False  # nothing more will come out
+        self._whole: RequestTiming | None = None  # the ledger, once it ended; less what is sent yet
         metrics.count_started()
 
     @property
@@ -245,11 +249,16 @@ class TextGeneration:
     @property
     def timing(self) -> RequestTiming:
         """The ledger so far. Its token counts are the text's: a stop string's overrun is out."""
-        return replace(
-            self._face.completed(self._tokens.timing),
+        if self._whole is not None:
+            return self._whole
+        timing = self._face.completed(
+            self._tokens.timing,
             num_prompt_tokens=self.num_prompt_tokens,
             num_generated_tokens=self._num_completion_tokens,
         )
+        if self._ended:
+            self._whole = timing
+        return timing
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -267,7 +276,10 @@ class TextGeneration:
 
     def first_piece_sent(self) -> None:
         """The first piece of the answer is on the client's connection. Idempotent."""
-        if self._face.first_piece_sent() and self._outcome:  # ended before: now it is complete
+        if not self._face.first_piece_sent():
+            return
+        self._whole = None
+        if self._outcome:  # ended before: now it is complete
             record = self._keep_ledger()
             context = self._request.traceparent
             record_send(self._tracer, record.timing, context, self._face.arrived_s)
@@ -302,50 +314,35 @@ class TextGeneration:
     async def _delta(self, event: TokenEvent) -> TextDelta:
         """Of this token and of all that are here already: a reader that lags behind the tokens, or
         gets several in one report, takes them in one piece."""
-        texts: list[str] = []
-        token_ids: list[int] = []
-        logprobs: list[TextLogprobs] = []
-        while True:
-            self._count_token()
-            text, reason = self._text_of(event)
-            texts.append(text)
-            token_ids.append(event.token_id)
-            if event.logprobs is not None:
-                logprobs.append(self._logprobs(event, event.logprobs))
-            if reason is not None:
-                await self._finish(reason, stopped_early=event.finish_reason is None)
-                break
-            following = self._tokens.ready()
-            if following is None:
-                break
-            event = following
-        return TextDelta("".join(texts), tuple(token_ids), tuple(logprobs), reason)
+        events = [event]
+        while (following := self._tokens.ready()) is not None:
+            events.append(following)
+        text, num_tokens, reason = self._answer.take(events)
+        del events[num_tokens:]  # beyond a stop string
+        self._count_tokens(num_tokens)
+        logprobs = [
+            self._logprobs(event.token_id, event.logprobs)
+            for event in events
+            if event.logprobs is not None
+        ]
+        token_ids = [event.token_id for event in events]
+        if reason is not None:
+            await self._finish(reason, stopped_early=events[-1].finish_reason is None)
+        return TextDelta(text, tuple(token_ids), tuple(logprobs), reason)
 
-    def _text_of(self, event: TokenEvent) -> tuple[str, FinishReason | None]:
-        """The text this token adds, and how the generation ends with it (if it does)."""
-        # The token that ended it (end of sequence, stop id) is no part of the text.
-        is_stop_token = event.finish_reason is FinishReason.STOP
-        piece = "" if is_stop_token else self._detokenizer.push(event.token_id)
-        if event.finish_reason is not None:
-            piece += self._detokenizer.finish()
-        may_stop = self._num_completion_tokens >= self._request.sampling.min_tokens
-        scan = self._scanner.push(piece) if may_stop else StopScan(piece)
-        if scan.matched is not None:
-            return scan.text, FinishReason.STOP
-        if event.finish_reason is not None:
-            return scan.text + self._scanner.finish(), event.finish_reason
-        return scan.text, None
-
-    def _count_token(self) -> None:
+    def _count_tokens(self, num_tokens: int) -> None:
+        """Of one piece: they leave at once."""
         now_s = self._clock.now()
         if self._last_token_s is not None:
             self._metrics.observe_token_gap(now_s - self._last_token_s)
+        if num_tokens > 1:
+            self._metrics.observe_token_gap(0.0, num_tokens - 1)
         self._last_token_s = now_s
-        self._num_completion_tokens += 1
+        self._num_completion_tokens += num_tokens
 
-    def _logprobs(self, event: TokenEvent, logprobs: TokenLogprobs) -> TextLogprobs:
+    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> TextLogprobs:
         return TextLogprobs(
-            self._token_text(event.token_id, logprobs.chosen),
+            self._token_text(token_id, logprobs.chosen),
             tuple(self._token_text(token_id, logprob) for token_id, logprob in logprobs.top),
         )
 

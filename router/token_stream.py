@@ -50,8 +50,8 @@ class TokenStream:
         if not self._ended:
             self._cancel(reason)
 
-    def put(self, token: TokenEvent) -> None:
-        self._tokens.append(token)
+    def put(self, *tokens: TokenEvent) -> None:
+        self._tokens.extend(tokens)
         self._changed.set()
 
     def end(self, error: PdserveError | None, *, drop_buffered: bool = False) -> None:
