@@ -25,7 +25,7 @@ from pdserve.messages import (
     WorkerEvent,
 )
 from pdserve.route_hints import RouteHints
-from pdserve.types import Attempt, FinishReason, Leg, Request, TokenEvent, TransferTicket
+from pdserve.types import Attempt, Leg, Request, TokenEvent, TransferTicket
 from router.actions import (
     Action,
     BarPair,
@@ -47,6 +47,7 @@ from router.legs import (
     pair_submits,
     ticket_for,
 )
+from router.next_tokens import next_tokens
 from router.policy import Colocated, Demand, Placement, WorkerRef
 from router.prompt_hashes import PromptHashes
 from router.retries import Retries, own_fault
@@ -286,29 +287,15 @@ class Flight:
     def _deliver(self, leg: OpenLeg, tokens: tuple[TokenEvent, ...], now_s: float) -> list[Action]:
         """Pass on what is next, drop what was delivered, take a gap as a failure of the leg."""
         due = len(self._generated)
-        last = self.request.sampling.max_tokens - 1
-        passed: list[TokenEvent] = []
-        gap = ""
-        for token in tokens:
-            index = due + len(passed)
-            if token.index < index:
-                continue
-            if token.index > index:
-                gap = f"token {token.index} came where {index} was due"
-                break
-            if index == last and token.finish_reason is None:
-                token = replace(token, finish_reason=FinishReason.LENGTH)
-            passed.append(token)
-            if token.finish_reason is not None:
-                break
+        told = next_tokens(tokens, due, self.request.sampling.max_tokens)
         actions: list[Action] = []
-        if passed:
-            self._generated += [token.token_id for token in passed]
-            self.ledger.delivered(now_s, due, passed[0].epoch, len(passed))
-            actions.append(Deliver(tuple(passed)))
-        if gap:
-            return actions + self._lose(leg, gap, now_s)
-        if passed and passed[-1].finish_reason is not None:
+        if told.tokens:
+            self._generated += [token.token_id for token in told.tokens]
+            self.ledger.delivered(now_s, due, told.tokens[0].epoch, len(told.tokens))
+            actions.append(Deliver(told.tokens))
+        if told.gap:
+            return actions + self._lose(leg, told.gap, now_s)
+        if told.end_it:
             self._legs.close(leg)  # ends by itself
             return actions + self._end(None, "finished", now_s)
         return actions
