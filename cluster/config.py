@@ -22,8 +22,12 @@ from pdserve.shared_options import (
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     prefill_workers: Annotated[
-        int, Option("prefill workers; none are started in colocated mode", unit="workers", low=1,
-                    high=256)
+        int,
+        Option(
+            "prefill workers; none are started in colocated mode, nor with prefill_place"
+            " always-local, which refuses a number",
+            unit="workers", low=1, high=256,
+        ),
     ] = 1  # fmt: skip
     decode_workers: Annotated[int, Option("decode workers", unit="workers", low=1, high=256)] = 1
     launcher: Annotated[

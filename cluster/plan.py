@@ -56,7 +56,8 @@ class ServicePlan:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        return (Role.DECODE,) if self.router.is_colocated else (Role.PREFILL, Role.DECODE)
+        """Those that have workers: one that no request could ever use is not started."""
+        return self.router.used_roles
 
     def engine(self, role: Role) -> EngineConfig:
         return self.prefill.engine if role is Role.PREFILL else self.decode.engine
@@ -158,6 +159,7 @@ def read_plan(sources: Sources) -> ServicePlan:
     )
     _check_agreement(plan)
     _check_router_agrees(plan, sources)
+    _check_prefill_workers_have_work(plan, sources)
     engine = plan.decode.engine
     return replace(
         plan, router=replace(router, **{name: getattr(engine, name) for name in _WORKERS_SAY})
@@ -227,6 +229,19 @@ def _check_router_agrees(plan: ServicePlan, sources: Sources) -> None:
                     f"{each.field.name} of the router is {each.value!r} (from {each.origin}) but "
                     f"{workers!r} for the workers; give it once, in [engine] or without a role"
                 )
+
+
+def _check_prefill_workers_have_work(plan: ServicePlan, sources: Sources) -> None:
+    """In colocated mode the number is passed over, so that one set of options serves both modes;
+    here who gave one expects prompts to go there, and none would."""
+    if plan.router.is_colocated or Role.PREFILL in plan.roles:
+        return
+    for each in resolve(ServeConfig, "serve", sources):
+        if each.field.name == "prefill_workers" and not each.is_default:
+            raise ConfigError(
+                f"prefill_workers is {each.value} (from {each.origin}), but with prefill_place "
+                f"{plan.router.prefill_place} no prompt goes to a prefill worker"
+            ).advise("leave out --prefill-workers, or take another --prefill-place")
 
 
 def _without_shared(sources: Sources, names: tuple[str, ...]) -> Sources:

@@ -87,6 +87,12 @@ def check_model(request: Request, model: ModelInfo) -> None:
         )
 
 
+def prompt_workers(workers: Sequence[WorkerView], usual: Role, else_role: Role) -> list[WorkerView]:
+    """Those who compute prompts: of the usual role, of the other one where there is none."""
+    found = [view for view in workers if view.role is usual]
+    return found or [view for view in workers if view.role is else_role]
+
+
 def servable_len(model_len: int, workers: Sequence[WorkerView], roles: Sequence[Role]) -> int:
     """Longest context, prompt and generated, that the joined workers can take when empty.
 

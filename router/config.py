@@ -192,8 +192,15 @@ class RouterConfig:
         return self.mode == "colocated"
 
     @property
-    def needed_roles(self) -> tuple[Role, ...]:
-        """Without a worker of each of them nothing can be served, the prompts' first."""
+    def used_roles(self) -> tuple[Role, ...]:
+        """Workers that may have a part in a request, those for prompts first."""
         if self.is_colocated or self.prefill_place == PrefillPlace.LOCAL:
             return (Role.DECODE,)
         return (Role.PREFILL, Role.DECODE)
+
+    @property
+    def needed_roles(self) -> tuple[Role, ...]:
+        """Without a worker of each of them nothing can be served, the prompts' first."""
+        if self.without_prefill_worker == "local":
+            return (Role.DECODE,)
+        return self.used_roles

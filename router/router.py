@@ -219,7 +219,7 @@ class Router:
         self._wake()
 
     def workers_changed(self) -> None:
-        views, roles = self._pool.views(), self._config.needed_roles
+        views, roles = self._pool.views(), self._config.used_roles
         longest = admission.servable_len(self._model.max_model_len, views, roles)
         self._servable = replace(self._model, max_model_len=longest)
         self.serving_changed.set()
@@ -339,8 +339,9 @@ class Router:
 
     def _estimated_wait_s(self, num_prompt_tokens: int) -> float | None:
         """Until the first token of a request of that length, were it last in the queue."""
-        role = self._config.needed_roles[0]
-        views = [view for view in self._pool.views() if view.role is role]
+        views = admission.prompt_workers(
+            self._pool.views(), self._config.used_roles[0], self._config.needed_roles[0]
+        )
         ahead = sum(view.uncomputed_tokens for view in views)
         ahead += self._queue.num_prompt_tokens
         return admission.estimated_wait_s(

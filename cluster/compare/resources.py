@@ -33,6 +33,8 @@ def equal_setups(plan: ServicePlan, spec: ClusterSpec) -> dict[str, tuple[str, .
     """
     if plan.router.is_colocated:
         raise ConfigError("compare sets --mode by itself: leave it out")
+    if Role.PREFILL not in plan.roles:
+        raise ConfigError("compare needs prefill workers: leave --prefill-place always-local out")
     if plan.serve.launcher != "local":
         raise ConfigError("compare starts services on this host: leave --launcher out")
     num_workers = len(spec.workers)

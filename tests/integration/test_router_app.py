@@ -142,9 +142,12 @@ async def test_health_and_readiness_follow_the_pools(model: PreparedModel, servi
                 assert await ready(app) == (503, "the router is shutting down")
 
 
-async def test_always_local_is_ready_by_decode_workers_alone(model: PreparedModel) -> None:
+@pytest.mark.parametrize(
+    "options", [{"prefill_place": "always-local"}, {"without_prefill_worker": "local"}]
+)
+async def test_ready_by_decode_workers_alone(model: PreparedModel, options: dict[str, str]) -> None:
     """At both faces, answers included; a prefill worker that comes and goes changes nothing."""
-    config = replace(CONFIG, prefill_place="always-local")
+    config = replace(CONFIG, **options)
     async with (
         RouterApp(config, model, MonotonicClock()) as app,
         health_of(app, SERVICES[1]) as expect,

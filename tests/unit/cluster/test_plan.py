@@ -9,6 +9,7 @@ import pytest
 
 from cluster.catalogue import role_variables
 from cluster.commandline import router_command, worker_command
+from cluster.compare.resources import equal_setups
 from cluster.plan import ServicePlan, read_plan, service_parser
 from cluster.spec import Host
 from decode_worker.config import DecodeConfig
@@ -79,6 +80,29 @@ def test_colocated_has_decode_workers_only() -> None:
     plan = plan_of("--mode=colocated", "--prefill-workers=3", "--prefill-block-size=8")
     spec = plan.cluster_spec(HOST)
     assert [(worker.name, worker.threads) for worker in spec.workers] == [("decode-0", 4)]
+
+
+def test_prefill_workers_that_nobody_would_use_are_not_started() -> None:
+    spec = plan_of("--prefill-place=always-local").cluster_spec(HOST)
+    assert [(worker.name, worker.threads) for worker in spec.workers] == [("decode-0", 4)]
+    assert Role.PREFILL in plan_of("--without-prefill-worker=local").roles
+
+
+def test_a_number_of_prefill_workers_that_nobody_would_use_is_refused(tmp_path: Path) -> None:
+    place = "--prefill-place=always-local"
+    with pytest.raises(ConfigError, match=r"^prefill_workers is 2 .*prefill_place always-local"):
+        plan_of(place, "--prefill-workers=2")
+    file = tmp_path / "service.toml"
+    file.write_text("[serve]\nprefill_workers = 1\n")
+    with pytest.raises(ConfigError, match=r"^prefill_workers is 1 \(from .*service.toml \[serve\]"):
+        plan_of(place, f"--config={file}")
+    assert plan_of(place, "--prefill-workers=2", "--mode=colocated").roles == (Role.DECODE,)
+
+
+def test_compare_needs_prefill_workers() -> None:
+    plan = plan_of("--prefill-place=always-local")
+    with pytest.raises(ConfigError, match="leave --prefill-place always-local out"):
+        equal_setups(plan, plan.cluster_spec(HOST))
 
 
 def test_each_worker_gets_name_share_and_router() -> None:

@@ -60,8 +60,8 @@ def test_whether_it_can_serve_and_why_not(seen: ClusterStatus, problem: str) -> 
     [
         ({}, (P, D)),
         ({"prefill_place": "adaptive"}, (P, D)),
-        ({"prefill_place": "adaptive", "without_prefill_worker": "local"}, (P, D)),
-        ({"without_prefill_worker": "local"}, (P, D)),
+        ({"prefill_place": "adaptive", "without_prefill_worker": "local"}, (D,)),
+        ({"without_prefill_worker": "local"}, (D,)),
         ({"prefill_place": "always-local"}, (D,)),
         ({"mode": "colocated"}, (D,)),
         ({"mode": "colocated", "prefill_place": "adaptive"}, (D,)),
@@ -81,9 +81,22 @@ async def test_a_service_that_never_asks_prefill_workers_goes_by_decode_workers_
             assert bench.router.model.max_model_len == longest
 
 
-async def test_the_wait_is_that_of_the_workers_that_compute() -> None:
+async def test_a_fallback_to_decode_workers_goes_by_prefill_workers_while_there_are_any() -> None:
+    async with RouterBench(without_prefill_worker="local") as bench:
+        await bench.join("D1", D, limits=replace(LIMITS, max_model_len=60))
+        assert (bench.router.status().problem(), bench.router.model.max_model_len) == ("", 60)
+        prefill = await bench.join("P1", P, limits=replace(LIMITS, max_model_len=20))
+        assert (bench.router.status().problem(), bench.router.model.max_model_len) == ("", 20)
+        await prefill.die()
+        assert (bench.router.status().problem(), bench.router.model.max_model_len) == ("", 60)
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefill_place": "always-local"}, {"without_prefill_worker": "local"}]
+)
+async def test_the_wait_is_that_of_the_workers_that_compute(options: dict[str, str]) -> None:
     """A prompt ahead at the decode worker counts, where it is computed there."""
-    async with RouterBench(prefill_place="always-local") as bench:
+    async with RouterBench(**options) as bench:
         worker = await bench.join("D1", D)
         first = bench.start(max_tokens=2)
         submit = await worker.take_submit(Leg.COLOCATED)
