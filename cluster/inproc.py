@@ -14,13 +14,15 @@ from cluster.child import Say
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady, WorkerReady
 from cluster.service import ServiceAddress
-from cluster.serving_wait import wait_until_serving
+from cluster.serving_wait import raise_if_refused, wait_until_serving
 from cluster.spec import ClusterSpec, WorkerSpec
+from cluster.tasks import unless_one_fails
 from decode_worker.app import DecodeApp
 from engine.build import build_runner, prepare
 from engine.step import StepRunner
 from kvtransfer.transports.inproc import InprocNetwork
 from pdserve.clock import Clock
+from pdserve.errors import IncompatibleWorker
 from pdserve.links import WorkerLink, link_pair
 from pdserve.prepared import PreparedModel
 from pdserve.types import Role
@@ -44,7 +46,8 @@ class InprocService:
         self.workers: dict[str, PrefillApp | DecodeApp] = {}
 
     async def start(self) -> None:
-        """Raises ConfigError or ModelFileError as the parts do. Call ``kill`` then."""
+        """Raises ConfigError or ModelFileError as the parts do, IncompatibleWorker or PeerSilent as
+        LocalService. Call ``kill`` then."""
         plan = self._plan
         model = prepare(plan.engine(Role.DECODE), progress=self._say)
         self.router = await self._stack.enter_async_context(
@@ -55,7 +58,10 @@ class InprocService:
             self.workers[worker.name] = await self._start_worker(worker, own)
         for report in self.reports():
             self._say(report.describe())
-        await wait_until_serving(self.address.grpc_target, plan.serve.start_timeout_s)
+        await unless_one_fails(
+            wait_until_serving(self.address.grpc_target, plan.serve.start_timeout_s),
+            (self._raise_if_refused(name) for name in self.workers),
+        )
 
     @property
     def address(self) -> ServiceAddress:
@@ -89,6 +95,12 @@ class InprocService:
 
     async def kill(self) -> None:
         await self._stack.aclose()
+
+    async def _raise_if_refused(self, name: str) -> None:
+        try:
+            await self.workers[name].wait_refused()
+        except IncompatibleWorker:
+            await raise_if_refused(self.address.grpc_target, name)
 
     async def _start_worker(
         self, worker: WorkerSpec, model: PreparedModel

@@ -15,12 +15,12 @@ from cluster.catalogue import role_variables
 from cluster.child import Say
 from cluster.commandline import router_command, worker_command
 from cluster.plan import ServicePlan
-from cluster.ready import RouterReady, WorkerReady
+from cluster.ready import ReadyReport, RouterReady, WorkerReady
 from cluster.service import ServiceAddress
-from cluster.serving_wait import wait_until_serving
+from cluster.serving_wait import raise_if_refused, wait_until_serving
 from cluster.spec import ClusterSpec, WorkerSpec
 from cluster.supervisor import Supervisor
-from cluster.tasks import all_or_cancel
+from cluster.tasks import all_or_cancel, unless_one_fails
 from pdserve.clock import Clock
 from pdserve.config import environment_without
 from pdserve.errors import ProtocolError
@@ -64,6 +64,7 @@ class LocalService:
 
         Raises:
             ChildFailed: one did not become ready. Call ``kill``.
+            IncompatibleWorker: the router refused a worker that it cannot serve without.
             PeerSilent: a worker did not get into the router's pool in time.
         """
         report = await self._router.start()
@@ -77,8 +78,8 @@ class LocalService:
             grpc_port=report.grpc_port,
             worker_port=report.worker_port,
         )
-        await all_or_cancel(self._start_worker(worker) for worker in self.workers.values())
-        await wait_until_serving(self._address.grpc_target, self._plan.serve.start_timeout_s)
+        workers = self.workers.values()
+        await unless_one_fails(self._start_workers(), map(self._raise_if_refused, workers))
 
     async def done(self) -> str:
         """A local service needs its launcher until the end: this does not return."""
@@ -93,6 +94,18 @@ class LocalService:
 
     async def kill(self) -> None:
         await asyncio.gather(*(each.kill() for each in (self._router, *self.workers.values())))
+
+    async def _start_workers(self) -> None:
+        await all_or_cancel(self._start_worker(worker) for worker in self.workers.values())
+        await wait_until_serving(self.address.grpc_target, self._plan.serve.start_timeout_s)
+
+    async def _raise_if_refused(self, worker: Supervisor) -> None:
+        """Look at each death: a refused worker would be started and refused again and again."""
+        report: ReadyReport | None = None
+        while True:
+            report = await worker.next_report(report)
+            await worker.died()
+            await raise_if_refused(self.address.grpc_target, worker.name)
 
     async def _start_worker(self, worker: Supervisor) -> None:
         report = await worker.start()

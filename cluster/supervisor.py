@@ -63,8 +63,8 @@ class Supervisor:
         async with self._changed:
             await self._changed.wait_for(lambda: not self._is_up)
 
-    async def next_report(self, last: ReadyReport) -> ReadyReport:
-        """The report of a process that is not the one ``last`` came from."""
+    async def next_report(self, last: ReadyReport | None) -> ReadyReport:
+        """The report of a process that is not the one ``last`` came from; None: of any."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._is_up and self.report != last)
         assert self.report is not None

@@ -37,8 +37,8 @@ from cluster.onray.view import SeatView, ServiceView
 from cluster.plan import ServicePlan
 from cluster.ready import RouterReady
 from cluster.service import ServiceAddress
-from cluster.serving_wait import wait_until_serving
-from cluster.tasks import all_or_cancel
+from cluster.serving_wait import raise_if_refused, wait_until_serving
+from cluster.tasks import all_or_cancel, unless_one_fails
 from pdserve.clock import MonotonicClock
 from pdserve.errors import ConfigError, PdserveError
 from pdserve.log import event_log, setup_logging
@@ -78,6 +78,7 @@ class Controller:
 
         Raises:
             PlacementFailed: the cluster has no room.
+            IncompatibleWorker: the router refused a worker that it cannot serve without.
             PdserveError: a process did not become ready. Call ``abort``.
         """
         ray_config, serve = self._plan.ray, self._plan.serve
@@ -88,7 +89,11 @@ class Controller:
         }
         async with self._changing:
             await self._add([f"{role}-{n}" for role, count in counts.items() for n in range(count)])
-            await wait_until_serving(self._addresses()[0].grpc_target, serve.start_timeout_s)
+            target = self._addresses()[0].grpc_target
+            await unless_one_fails(
+                wait_until_serving(target, serve.start_timeout_s),
+                (_raise_if_refused(keeper, target) for keeper in self._keepers.values()),
+            )
             self._phase = "up"
             return self._view()
 
@@ -384,3 +389,8 @@ class Controller:
     def _say(self, line: str) -> None:
         """To standard error, which Ray shows at the driver."""
         logger.info("controller", text=line)
+
+
+async def _raise_if_refused(keeper: SeatKeeper, target: str) -> None:
+    await keeper.refused.wait()
+    await raise_if_refused(target, keeper.seat)

@@ -20,7 +20,7 @@ from cluster.child import Say
 from cluster.onray.actor import Started
 from cluster.onray.calls import ActorGone, answer
 from pdserve.clock import Clock
-from pdserve.errors import PdserveError
+from pdserve.errors import IncompatibleWorker, PdserveError
 from pdserve.types import WorkerStatus
 
 _CLOSE_S = 10.0  # for connections to close before an actor is killed
@@ -60,6 +60,7 @@ class SeatKeeper:
         self.problem = ""
         self.started: Started | None = None
         self.status: WorkerStatus | None = None
+        self.refused = asyncio.Event()  # a router would not have an actor of this seat, once
         self._create = create
         self._on_up = on_up
         self._patience = patience
@@ -193,6 +194,8 @@ class SeatKeeper:
         try:
             return str(await answer(self._actor.ended.remote()))
         except PdserveError as error:
+            if isinstance(error, IncompatibleWorker):
+                self.refused.set()
             return f"{error}"
 
     async def _until_it_stalls(self) -> str:

@@ -148,3 +148,13 @@ async def test_a_worker_that_cannot_start_ends_the_command_with_its_error() -> N
     async with command(*SERVE, "--kv-memory=0.0001") as serve:
         assert await serve.rest() == 1
     assert any("kv_memory_mib" in line for line in serve.lines)
+
+
+async def test_a_worker_that_is_refused_ends_the_command_with_the_reason() -> None:
+    """The fake engine's KV cannot be coded: whichever worker comes second is refused for good."""
+    async with command(*SERVE, "--kv-in-flight=int8", "--start-timeout-s=60") as serve:
+        assert await serve.rest() == 1
+    said, advice = serve.lines[-2:]
+    assert "cannot serve; no" in said, "and not: after 60 s"
+    assert "-0 was refused: kv_codings: decode worker decode-0 asks for int8" in said
+    assert advice.startswith("  next: ")

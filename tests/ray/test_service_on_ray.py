@@ -188,3 +188,12 @@ async def test_what_cannot_be_placed_is_said(cluster: RayCluster, tmp_path: Path
     assert "prefill-0 (0.2 CPU, 2 GPU) fits no node" in str(raised.value)
     assert "0 GPU free of 0 GPU" in str(raised.value)
     assert "tested" not in services()
+
+
+async def test_a_worker_that_is_refused_ends_the_start(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError) as raised:
+        async with served_on_ray(cluster, tmp_path, "--kv-in-flight=int8", "--start-timeout-s=60"):
+            pass
+    assert "cannot serve; no " in str(raised.value), "and not: after 60 s"
+    assert "-0 was refused: kv_codings: decode worker decode-0 asks for int8" in str(raised.value)
+    assert "tested" not in services()
