@@ -9,7 +9,7 @@ go to one worker. Knows sessions as refs; the index is prefix_index.py's.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +22,17 @@ from router.prompt_hashes import Space
 
 
 @dataclass(slots=True)
+class _Leg:
+    chain: Hashes
+    brings: set[int]  # blocks of it that were not known when it was sent
+
+
+@dataclass(slots=True)
 class _Worker:
     bit: int
     seq: int | None = None  # of the last change; None: unknown, a reset is due
     expected: set[int] = field(default_factory=set)  # not told yet
-    by_leg: dict[LegKey, frozenset[int]] = field(default_factory=dict)
+    legs: dict[LegKey, _Leg] = field(default_factory=dict)
 
 
 class KnownCaches:
@@ -78,10 +84,9 @@ class KnownCaches:
         worker = self._workers[ref]
         if worker.seq is None:
             return  # it keeps nothing, or has not said yet
-        new = self.index.store(worker.bit, hashes)
-        if len(new):
-            worker.by_leg[key] = frozenset(new.tolist())
-            worker.expected |= worker.by_leg[key]
+        brings = set(self.index.store(worker.bit, hashes).tolist())
+        worker.legs[key] = _Leg(hashes, brings)
+        worker.expected |= brings
 
     def num_known(self, ref: WorkerRef, hashes: Hashes) -> int:
         """Blocks of this chain that the worker has told of, from its start on."""
@@ -93,9 +98,12 @@ class KnownCaches:
         return sum(1 for _ in told) if worker.expected else depth
 
     def settle(self, ref: WorkerRef, key: LegKey) -> None:
-        """The leg has ended: what it has not brought by now will not come."""
+        """The leg has ended: what it has not brought by now will not come by it."""
         worker = self._workers[ref]
-        missing = worker.by_leg.pop(key, frozenset()) & worker.expected
+        leg = worker.legs.pop(key, None)
+        missing = set() if leg is None else leg.brings & worker.expected
+        if leg is not None and missing:
+            _leave_to_others(missing, leg.chain, worker.legs.values())
         if missing:
             worker.expected -= missing
             gone = np.fromiter(missing, dtype=np.uint64, count=len(missing))
@@ -126,3 +134,17 @@ class KnownCaches:
             bits = [self._workers[fleet.views[row].ref].bit for row in rows.tolist()]
             known = self._bits[space] = rows, np.array(bits, dtype=np.int64)
         return known[1]
+
+
+def _leave_to_others(missing: set[int], chain: Hashes, others: Iterable[_Leg]) -> None:
+    """Take out what another leg needs too, and will bring: without it that one's blocks, known or
+    expected, would lie behind a gap. A block has one place in every chain that it is in."""
+    first, value = next(each for each in enumerate(chain.tolist()) if each[1] in missing)
+    for other in others:
+        if len(other.chain) > first and other.chain.item(first) == value:
+            shared = missing.intersection(other.chain.tolist())
+            other.brings |= shared
+            missing -= shared
+            if not missing:
+                return
+            first, value = next(each for each in enumerate(chain.tolist()) if each[1] in missing)

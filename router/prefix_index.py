@@ -11,8 +11,9 @@ nothing is ever moved, so that no call takes long. Pure; knows neither prompts n
 
 Workers evict the last block of a chain first (engine/block_pool.py), so the holders of a chain only
 become fewer along it, and where each one's part ends is found by halving: some ten blocks are
-looked at for each end, not all. A gap in the middle (blocks expected of a leg that ended without,
-a block that found no place) may be overlooked: the worker then counts as having what follows it.
+looked at for each end, not all. A gap in the middle (a block that found no place, or that a failed
+step made its worker forget) may be overlooked: the worker then counts as having what follows it.
+Nothing here knows which block follows which; ``walk`` looks at every block.
 """
 
 from __future__ import annotations

@@ -68,6 +68,29 @@ def test_what_was_asked_for_counts_until_the_leg_ends_without() -> None:
     assert caches.index.depths(CHAIN).tolist() == [3]
 
 
+def test_what_another_leg_needs_too_is_expected_of_that_one() -> None:
+    """Else a gap: the blocks that the other one brings lie behind those that did not come."""
+    caches = joined()
+    caches.changed(REF, told(2, CHAIN[:2]))
+    branch = np.append(CHAIN[:3], np.arange(101, 104, dtype=np.uint64))
+    caches.expect(REF, leg("a"), CHAIN[:5])
+    caches.expect(REF, leg("branch"), branch)
+    caches.expect(REF, leg("b"), CHAIN)
+    caches.expect(REF, leg("short"), CHAIN[:4])
+    caches.settle(REF, leg("a"))
+    for chain in (CHAIN, branch):
+        assert caches.index.walk(chain).tolist() == [len(chain)]
+        assert caches.num_known(REF, chain) == 2
+    caches.settle(REF, leg("b"))
+    assert caches.index.walk(CHAIN).tolist() == caches.index.depths(CHAIN).tolist() == [4]
+    caches.settle(REF, leg("short"))
+    assert caches.index.walk(CHAIN).tolist() == caches.index.depths(CHAIN).tolist() == [3]
+    assert caches.index.walk(branch).tolist() == [6]
+    caches.settle(REF, leg("branch"))
+    assert caches.index.walk(branch).tolist() == [2]
+    assert caches.index.num_blocks == 2
+
+
 def test_what_was_expected_is_told_with_more_and_evicted_again() -> None:
     caches = joined()
     caches.expect(REF, leg("a"), CHAIN[:4])
