@@ -77,7 +77,7 @@ class Meeting:
                 break  # never a quiet moment
             if endpoint.transport == used:
                 rate = found
-                sink.emit(Met(peer.worker_id, peer.incarnation, used, "", found.bytes_per_s))
+                sink.emit(_met(peer, found))
             else:
                 others.append(_words(found))
         if rate is not None:
@@ -85,5 +85,12 @@ class Meeting:
                       others=", ".join(others) or None)  # fmt: skip
 
 
+def _met(peer: Peer, rate: WayRate) -> Met:
+    return Met(
+        peer.worker_id, peer.incarnation, rate.transport,
+        bytes_per_s=rate.bytes_per_s, num_bytes=rate.num_bytes,
+    )  # fmt: skip
+
+
 def _words(rate: WayRate) -> str:
-    return f"{rate.transport} {rate.bytes_per_s / 1e9:.2f} GB/s"
+    return f"{rate.transport} {rate.bytes_per_s / 1e9:.2f} GB/s of {rate.num_bytes / 1e6:.1f} MB"

@@ -44,9 +44,10 @@ class TransferConfig:
     ] = 8 * MIB
     kv_probe_bytes: Annotated[
         int,
-        Option("what a decode worker reads from each prefill worker it meets, twice over each "
-               "transport they share, to tell how fast KV comes: while no request moves KV at "
-               "either, in a tenth of its time at most; 0: nothing", unit="bytes", low=0),
+        Option("what a decode worker reads from each prefill worker it meets (half of its pool, if "
+               "that is less), twice over each transport they share, to tell how fast KV comes: "
+               "while no request moves KV at either, in a tenth of its time at most; 0: nothing",
+               unit="bytes", low=0),
     ] = 8 * MIB  # fmt: skip
     read_back: Annotated[
         bool,

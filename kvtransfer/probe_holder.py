@@ -1,9 +1,10 @@
 """What a holder reads out to a peer that measures the way: blocks that no request has.
 
 A Probe is a KV read like any other (HolderSession) of spare blocks, written over with zeros first:
-nobody gets a byte of anyone's KV by it. Requests go first: while any ticket is offered here, or
-another probe runs, a probe is refused, and the first offer ends one. Decides nothing about who is
-measured when (the reader, rate_probe.py).
+nobody gets a byte of anyone's KV by it. Half of the pool at most: of a small one less comes than
+was asked for. Requests go first: while any ticket is offered here, or another probe runs, a probe
+is refused, and the first offer ends one. Decides nothing about who is measured when (the reader,
+rate_probe.py).
 """
 
 from __future__ import annotations
@@ -52,24 +53,28 @@ class ProbeHolder:
 
     async def serve(self, connection: Connection, probe: Probe, *, busy: bool) -> None:
         """Raises PeerUnreachable: it could not be refused."""
-        num_blocks = self._buffers.layout.num_blocks(probe.num_tokens)
-        if not 0 < num_blocks <= self._buffers.num_blocks // 2:
-            refusal = Refused(TransferError.code, f"{num_blocks} blocks: more than half the pool")
-            await connection.send(encode(refusal))
+        layout, num_blocks = self._buffers.layout, self._buffers.num_blocks
+        num_tokens = min(probe.num_tokens, num_blocks // 2 * layout.block_size)
+        if num_tokens < 1:
+            problem = f"{probe.num_tokens} tokens of a pool of {num_blocks} blocks: nothing to read"
+            await connection.send(encode(Refused(TransferError.code, problem)))
             return
-        lease = None if busy or self._export is not None else self._spare(num_blocks)
+        is_free = not busy and self._export is None
+        lease = self._spare(layout.num_blocks(num_tokens)) if is_free else None
         if lease is None:
             await connection.send(encode(Refused(PeerBusy.code, "requests go first")))
             return
         try:
-            await self._read_out(connection, probe, lease)
+            await self._read_out(connection, probe, lease, num_tokens)
         except PdserveError as error:  # the reader went: a request came there, or it ended
             _log.debug("kv_probe_ended", peer=connection.peer, error=error)
         finally:
             lease.release()
 
-    async def _read_out(self, connection: Connection, probe: Probe, lease: Lease) -> None:
-        layout, num_tokens = self._buffers.layout, probe.num_tokens
+    async def _read_out(
+        self, connection: Connection, probe: Probe, lease: Lease, num_tokens: int
+    ) -> None:
+        layout = self._buffers.layout
         ticket = TransferTicket(
             PROBE_TICKET, PROBE_EPOCH, WorkerId(""), "", (), layout, num_tokens, PROBE_S
         )

@@ -1,6 +1,7 @@
 """How fast KV comes from a holder, measured by a read that no request wants.
 
-Two reads of a few MiB into scratch memory, of which the faster counts, over the transport's way:
+Two reads of a few MiB into scratch memory (less if the holder's pool is small: it says how much),
+of which the faster counts, over the transport's way:
 frames, credit, checksums and commit as in any read (ReaderSession), timed from the reader's word to
 its verdict. One at a time, while no read of a request runs here or there; the first one that begins
 ends the probe. A reader spends at most ``SHARE`` of its time on probes; running steps do not pace
@@ -34,8 +35,11 @@ PAUSE_S = 1.0  # before the next one, doubling
 
 @dataclass(frozen=True, slots=True)
 class WayRate:
+    """``num_bytes``: what was read to tell it, once."""
+
     transport: str
     bytes_per_s: float
+    num_bytes: int
 
 
 class ScratchBlocks:
@@ -102,15 +106,15 @@ class RateProbe:
                 await self._importer.quiet.wait()
                 started_s = self._clock.now()
                 try:
-                    bytes_per_s = await self._unless_busy(endpoint, layout)
+                    found = await self._unless_busy(endpoint, layout)
                 except PeerBusy:
-                    bytes_per_s = None
+                    found = None
                 await self._clock.sleep((self._clock.now() - started_s) * (1 / SHARE - 1))
-                if bytes_per_s is not None:
-                    return WayRate(endpoint.transport, bytes_per_s)
+                if found is not None:
+                    return found
         return None
 
-    async def _unless_busy(self, endpoint: Endpoint, layout: KVLayout) -> float | None:
+    async def _unless_busy(self, endpoint: Endpoint, layout: KVLayout) -> WayRate | None:
         """None: a request's read began here."""
         probe = asyncio.create_task(self._best(endpoint, layout))
         reads = asyncio.create_task(self._importer.busy.wait())
@@ -122,12 +126,13 @@ class RateProbe:
             reads.cancel()
             await asyncio.gather(probe, reads, return_exceptions=True)
 
-    async def _best(self, endpoint: Endpoint, layout: KVLayout) -> float:
+    async def _best(self, endpoint: Endpoint, layout: KVLayout) -> WayRate:
         """The first read also pays for pages and buffers that are there for all later ones."""
         scratch = ScratchBlocks(layout, max(1, self._config.kv_probe_bytes // layout.block_bytes))
-        return max([await self._once(endpoint, scratch) for _ in range(READS)])
+        reads = [await self._once(endpoint, scratch) for _ in range(READS)]
+        return max(reads, key=lambda read: read.bytes_per_s)
 
-    async def _once(self, endpoint: Endpoint, scratch: ScratchBlocks) -> float:
+    async def _once(self, endpoint: Endpoint, scratch: ScratchBlocks) -> WayRate:
         connection = await self._importer.connect(endpoint)
         try:
             async with asyncio.timeout(PROBE_S):
@@ -139,7 +144,7 @@ class RateProbe:
 
     async def _read(
         self, connection: Connection, endpoint: Endpoint, scratch: ScratchBlocks
-    ) -> float:
+    ) -> WayRate:
         layout = scratch.layout
         num_tokens = scratch.num_blocks * layout.block_size
         ticket = TransferTicket(
@@ -159,7 +164,8 @@ class RateProbe:
         took_s = self._clock.now() - started_s
         await connection.send(encode(Ack()))
         await _ended(connection)
-        return imported.timing.num_bytes / max(took_s, 1e-9)
+        num_bytes = imported.timing.num_bytes
+        return WayRate(endpoint.transport, num_bytes / max(took_s, 1e-9), num_bytes)
 
 
 async def _ended(connection: Connection) -> None:

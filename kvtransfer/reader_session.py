@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtransfer.block_bytes import (
     Fill,
@@ -144,6 +144,9 @@ class ReaderSession:
             raise PeerSilent(f"no answer to Open within {timeout_s:g} s") from None
         if not isinstance(message, Ready):
             raise _unexpected(message, "Ready")
+        if isinstance(opening, Probe) and 0 < message.num_tokens < opening.num_tokens:
+            # What a small pool has; for a request's ticket it would be the wrong KV.
+            self._ticket = replace(self._ticket, num_tokens=message.num_tokens)
         if message.num_tokens != self._ticket.num_tokens:
             raise FrameCorrupt(
                 f"holder has {message.num_tokens} tokens, the ticket {self._ticket.num_tokens}"

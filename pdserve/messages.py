@@ -220,7 +220,7 @@ class Met:
     """Whether a peer's KV endpoint answers from here. ``transport``: which one did; "": none.
 
     ``detail`` is for people, empty if one answered. ``bytes_per_s``: how fast KV came by that
-    transport in a measurement; 0: none was made (yet).
+    transport in a measurement, of ``num_bytes``; 0: none was made (yet).
     """
 
     worker_id: WorkerId
@@ -228,6 +228,7 @@ class Met:
     transport: str
     detail: str = ""
     bytes_per_s: float = 0.0
+    num_bytes: int = 0
 
 
 LegEvent = (

@@ -170,6 +170,7 @@ class KvPairView:
     read_bytes_per_s: float = 0.0  # of the latest, the holder's computing in between included
     probe_bytes_per_s: float = 0.0  # as measured when the two met; 0: not measured
     num_fallbacks: int = 0  # of num_reads: something before ``transport``, but shm, not reached
+    probe_bytes: int = 0  # what was read to measure probe_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ Pair = tuple[WorkerId, WorkerId]  # prefill, decode
 class _Way:
     transport: str = ""
     probe_bytes_per_s: float = 0.0  # by ``transport``
+    probe_bytes: int = 0
     num_reads: int = 0
     num_bytes: int = 0
     num_fallbacks: int = 0
@@ -33,19 +34,19 @@ class _Way:
     def use(self, transport: str) -> None:
         """What was measured of another one says nothing of this."""
         if transport != self.transport:
-            self.transport, self.probe_bytes_per_s = transport, 0.0
+            self.transport, self.probe_bytes_per_s, self.probe_bytes = transport, 0.0, 0
 
 
 class KvPairs:
     def __init__(self) -> None:
         self._ways: dict[Pair, _Way] = {}
 
-    def met(self, pair: Pair, transport: str, bytes_per_s: float = 0.0) -> None:
+    def met(self, pair: Pair, transport: str, bytes_per_s: float = 0.0, num_bytes: int = 0) -> None:
         """The decode worker reached the prefill worker by this transport; 0: not measured."""
         way = self._way(pair)
         way.use(transport)
         if bytes_per_s:
-            way.probe_bytes_per_s = bytes_per_s
+            way.probe_bytes_per_s, way.probe_bytes = bytes_per_s, num_bytes
 
     def read(self, pair: Pair, timing: KvTiming) -> None:
         """KV was verified; nothing came over if all of it was there already."""
@@ -82,4 +83,5 @@ def _view(pair: Pair, way: _Way) -> KvPairView:
         num_fallbacks=way.num_fallbacks,
         read_bytes_per_s=way.recent_bytes / way.recent_s if way.recent_s > 0 else 0.0,
         probe_bytes_per_s=way.probe_bytes_per_s,
+        probe_bytes=way.probe_bytes,
     )

@@ -293,10 +293,11 @@ class WorkerPool:
             return
         if event.transport:
             pair = (event.worker_id, session.ref.worker_id)
-            self.pairs.met(pair, event.transport, event.bytes_per_s)
+            self.pairs.met(pair, event.transport, event.bytes_per_s, event.num_bytes)
             logger.info(
                 "kv_way_found", prefill=pair[0], decode=pair[1], transport=event.transport,
                 gb_per_s=f"{event.bytes_per_s / 1e9:.2f}" if event.bytes_per_s else None,
+                mb=f"{event.num_bytes / 1e6:.1f}" if event.num_bytes else None,
             )  # fmt: skip
             return
         self.barred.bar((event.worker_id, session.ref.worker_id), self._clock.now())

@@ -28,7 +28,7 @@ _PAIR_COLUMNS = (
     "KV from",
     "to",
     "transport",
-    "GB/s",
+    "GB/s (of MB)",
     "requests",
     "fell back",
     "MB",
@@ -69,12 +69,17 @@ def _pair(pair: KvPairView) -> tuple[str, ...]:
         pair.prefill_worker,
         pair.decode_worker,
         pair.transport,
-        _rate(pair.probe_bytes_per_s),
+        _measured(pair),
         str(pair.num_reads),
         str(pair.num_fallbacks),
         f"{pair.num_bytes / 1e6:.1f}",
         _rate(pair.read_bytes_per_s),
     )
+
+
+def _measured(pair: KvPairView) -> str:
+    of_bytes = f" ({pair.probe_bytes / 1e6:.1f})" if pair.probe_bytes else ""
+    return _rate(pair.probe_bytes_per_s) + of_bytes
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -245,6 +245,7 @@ def _met_to_pb(event: Met) -> session_pb.Met:
         transport=event.transport,
         detail=event.detail,
         bytes_per_s=event.bytes_per_s,
+        num_bytes=event.num_bytes,
     )
 
 
@@ -255,6 +256,7 @@ def _met_from_pb(message: session_pb.Met) -> Met:
         message.transport,
         message.detail,
         message.bytes_per_s,
+        message.num_bytes,
     )
 
 

@@ -269,6 +269,7 @@ def _pair_to_pb(pair: KvPairView) -> pb.KvPair:
         num_bytes=pair.num_bytes,
         read_bytes_per_s=pair.read_bytes_per_s,
         probe_bytes_per_s=pair.probe_bytes_per_s,
+        probe_bytes=pair.probe_bytes,
         num_fallbacks=pair.num_fallbacks,
     )
 
@@ -282,6 +283,7 @@ def _pair_from_pb(message: pb.KvPair) -> KvPairView:
         num_bytes=message.num_bytes,
         read_bytes_per_s=message.read_bytes_per_s,
         probe_bytes_per_s=message.probe_bytes_per_s,
+        probe_bytes=message.probe_bytes,
         num_fallbacks=message.num_fallbacks,
     )
 

@@ -222,7 +222,7 @@ class RefusedWorker(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., peer: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class KvPair(_message.Message):
-    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s", "num_fallbacks")
+    __slots__ = ("prefill_worker", "decode_worker", "transport", "num_reads", "num_bytes", "read_bytes_per_s", "probe_bytes_per_s", "num_fallbacks", "probe_bytes")
     PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +231,7 @@ class KvPair(_message.Message):
     READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PROBE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     NUM_FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    PROBE_BYTES_FIELD_NUMBER: _ClassVar[int]
     prefill_worker: str
     decode_worker: str
     transport: str
@@ -239,7 +240,8 @@ class KvPair(_message.Message):
     read_bytes_per_s: float
     probe_bytes_per_s: float
     num_fallbacks: int
-    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ..., num_fallbacks: _Optional[int] = ...) -> None: ...
+    probe_bytes: int
+    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ..., num_fallbacks: _Optional[int] = ..., probe_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerState(_message.Message):
     __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer")

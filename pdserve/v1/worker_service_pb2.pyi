@@ -188,18 +188,20 @@ class WorkerEvent(_message.Message):
     def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., kv_failed: _Optional[_Union[KvFailed, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., already_committed: _Optional[_Union[AlreadyCommitted, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
 
 class Met(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "transport", "detail", "bytes_per_s")
+    __slots__ = ("worker_id", "incarnation", "transport", "detail", "bytes_per_s", "num_bytes")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     transport: str
     detail: str
     bytes_per_s: float
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., transport: _Optional[str] = ..., detail: _Optional[str] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+    num_bytes: int
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., transport: _Optional[str] = ..., detail: _Optional[str] = ..., bytes_per_s: _Optional[float] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class Admitted(_message.Message):
     __slots__ = ("request_id", "epoch", "leg")

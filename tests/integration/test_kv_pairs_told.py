@@ -14,7 +14,7 @@ def ways(status: ClusterStatusView) -> dict[tuple[str, str], KvPairView]:
 
 async def test_processes_measure_their_way_before_a_request() -> None:
     async with (
-        local_service("--kv-probe-bytes=65536") as (service, _),
+        local_service("--kv-memory=2") as (service, _),  # less than the probe would read
         AsyncClient(service.address.grpc_target) as client,
     ):
         status = await status_when(
@@ -22,6 +22,7 @@ async def test_processes_measure_their_way_before_a_request() -> None:
         )
         pair = ways(status)["prefill-0", "decode-0"]
         assert (pair.transport, pair.num_reads, pair.num_bytes) == ("shm", 0, 0)
+        assert 2**19 < pair.probe_bytes <= 2**20, "half of the pool"
         async for _ in client.generate("hello there", max_tokens=5, ignore_eos=True):
             pass
         status = await status_when(client, lambda seen: seen.kv_pairs[0].num_reads == 1)

@@ -42,6 +42,7 @@ async def test_a_way_is_measured_and_leaves_nothing(transport: str) -> None:
         assert found is not None
         assert found.transport == transport
         assert found.bytes_per_s > 0
+        assert found.num_bytes == 20 * BLOCK
         assert pair.reader_pool.num_free == NUM_BLOCKS
         ticket = pair.ticket(30)  # and requests go as ever
         export = pair.offer_computed(ticket)
@@ -121,14 +122,24 @@ async def test_a_peer_that_goes_is_told_and_leaves_nothing() -> None:
         await until(lambda: pair.holder_pool.num_free == NUM_BLOCKS)
 
 
-async def test_more_than_half_a_pool_is_refused_for_good() -> None:
-    async with kv_pair(config=CONFIG) as pair:
-        config = TransferConfig(kv_probe_bytes=(NUM_BLOCKS // 2 + 1) * BLOCK)
-        with pytest.raises(TransferError, match="33 blocks: more than half the pool"):
-            await rates(pair, config).measure(pair.endpoint, LAYOUT)
+@each_transport()
+async def test_a_small_pool_is_measured_with_half_of_it(transport: str) -> None:
+    config = TransferConfig(kv_probe_bytes=(NUM_BLOCKS + 5) * BLOCK, max_frame_bytes=3 * BLOCK)
+    async with kv_pair(transport, config=config) as pair:
+        found = await rates(pair, config).measure(pair.endpoint, LAYOUT)
+        assert found is not None
+        assert found.num_bytes == NUM_BLOCKS // 2 * BLOCK
+        assert pair.holder_pool.num_free == NUM_BLOCKS
+
+
+@pytest.mark.parametrize("num_tokens", [0, LAYOUT.block_size])
+async def test_nothing_to_read_is_refused_for_good(num_tokens: int) -> None:
+    async with kv_pair(config=CONFIG, num_blocks=1 if num_tokens else NUM_BLOCKS) as pair:
         reader = Talker(await pair.importer.connect(pair.endpoint))
-        await reader.say(Probe(0, WorkerId("d"), "b"))
-        assert isinstance(await reader.hear(), Refused)
+        await reader.say(Probe(num_tokens, WorkerId("d"), "b"))
+        refused = await reader.hear()
+        assert isinstance(refused, Refused)
+        assert refused.code == TransferError.code
         await reader.hear_end()
 
 

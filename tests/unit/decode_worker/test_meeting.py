@@ -109,7 +109,7 @@ async def test_the_way_in_use_is_measured_first_and_told(
     caplog.set_level("INFO")
     ways = (Endpoint("shm", "near:0"), *NEAR.endpoints, Endpoint("pigeon", "loft"))
     reaching.endpoints = ways
-    probe = Measuring({"grpc": WayRate("grpc", 2e9), "shm": WayRate("shm", 5e9)})
+    probe = Measuring({"grpc": WayRate("grpc", 2e9, 8_400_000), "shm": WayRate("shm", 5e9, 64)})
     meeting = Meeting(cast(Importer, reaching), cast(RateProbe, probe))
     sink = RecordingSink()
     meeting.meet((replace(WIDE, endpoints=ways),), sink)
@@ -117,14 +117,14 @@ async def test_the_way_in_use_is_measured_first_and_told(
     assert probe.asked == ["grpc", "shm"]
     assert sink.events == [
         Met(WorkerId("near"), "a", "grpc"),
-        Met(WorkerId("near"), "a", "grpc", "", 2e9),
+        Met(WorkerId("near"), "a", "grpc", "", 2e9, 8_400_000),
     ]
     assert "kv_way_measured peer=near" in caplog.text
-    assert "grpc 2.00 GB/s" in caplog.text
-    assert "shm 5.00 GB/s" in caplog.text
+    assert "grpc 2.00 GB/s of 8.4 MB" in caplog.text
+    assert "shm 5.00 GB/s of 0.0 MB" in caplog.text
 
 
-@pytest.mark.parametrize("answer", [None, TransferError("more than half the pool")])
+@pytest.mark.parametrize("answer", [None, TransferError("nothing to read")])
 async def test_a_way_that_was_not_measured_is_no_failure(
     reaching: Reaching, answer: TransferError | None
 ) -> None:

@@ -23,12 +23,14 @@ def test_a_pair_that_met_has_a_transport_and_no_rate() -> None:
 
 def test_what_was_measured_stays_with_its_transport() -> None:
     pairs = KvPairs()
-    pairs.met((P1, D1), "shm", 5e9)
+    pairs.met((P1, D1), "shm", 5e9, 4096)
     pairs.met((P1, D1), "shm")
     pairs.read((P1, D1), timing(1000, 1.0, "shm"))
-    assert pairs.views()[0].probe_bytes_per_s == 5e9
+    (view,) = pairs.views()
+    assert (view.probe_bytes_per_s, view.probe_bytes) == (5e9, 4096)
     pairs.read((P1, D1), timing(1000, 1.0, "tcp"))
-    assert pairs.views()[0].probe_bytes_per_s == 0
+    (view,) = pairs.views()
+    assert (view.probe_bytes_per_s, view.probe_bytes) == (0, 0)
 
 
 def test_reads_are_counted_and_the_latest_weigh_most() -> None:

@@ -49,7 +49,8 @@ async def test_a_pair_that_cannot_meet_is_told_and_not_used(
             KvPairView(WorkerId("P1"), WorkerId("D1"), "grpc"),
         )
         reader.stream.cancel("enough")
-        await near.report(Met(peer.worker_id, peer.incarnation, "grpc", "", 1.5e9))
+        await near.report(Met(peer.worker_id, peer.incarnation, "grpc", "", 1.5e9, 8_400_000))
         (pair,) = bench.router.status().kv_pairs
         assert (pair.transport, pair.probe_bytes_per_s) == ("grpc", 1.5e9)
-        assert "gb_per_s=1.50" in caplog.text
+        assert pair.probe_bytes == 8_400_000
+        assert "gb_per_s=1.50 mb=8.4" in caplog.text
