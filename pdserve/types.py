@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from pdserve.errors import InvalidRequest
 from pdserve.step_cost import StepCost
@@ -244,13 +244,15 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One generated token. Indices count from 0 without gap or repeat; one event is terminal."""
+class TokenEvent(NamedTuple):
+    """One generated token. Indices count from 0 without gap or repeat; one event is terminal.
+
+    A tuple, since making one is most of what a token costs between processes.
+    """
 
     request_id: RequestId
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # takes the place of tuple's method, which nobody asks
     token_id: int
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None

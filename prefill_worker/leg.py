@@ -101,6 +101,6 @@ class PrefillLeg:
         self.sequence.attempt = submit.attempt
         first_token = self.first_token
         if first_token is not None:
-            token = replace(first_token.token, epoch=submit.attempt.epoch)
+            token = first_token.token._replace(epoch=submit.attempt.epoch)
             first_token = replace(first_token, token=token)
         return replace(self, submit=submit, first_token=first_token, export=None, watch=None)

@@ -7,7 +7,6 @@ are dropped, a gap is a fault of whoever sent it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from pdserve.types import FinishReason, TokenEvent
@@ -34,7 +33,7 @@ def next_tokens(tokens: Sequence[TokenEvent], due: int, max_tokens: int) -> Next
         if token.index > index:
             return NextTokens(tuple(passed), f"token {token.index} came where {index} was due")
         if index + 1 == max_tokens and token.finish_reason is None:
-            token = replace(token, finish_reason=FinishReason.LENGTH)
+            token = token._replace(finish_reason=FinishReason.LENGTH)
         passed.append(token)
         if token.finish_reason is not None:
             break

@@ -64,7 +64,8 @@ def encode_to_worker(message: ToWorker, clock: Clock) -> bytes:
     """Deadlines become time left by ``clock``."""
     match message:
         case Submit():
-            union = pb.ToWorker(submit=_submit_to_pb(message, clock))
+            union = pb.ToWorker()
+            _write_submit(union.submit, message, clock)
         case Cancel():
             union = pb.ToWorker(
                 cancel=pb.Cancel(
@@ -121,13 +122,12 @@ def _peer_from_pb(message: pb.Peer) -> Peer:
     return Peer(WorkerId(message.worker_id), message.incarnation, endpoints, layout)
 
 
-def _submit_to_pb(submit: Submit, clock: Clock) -> pb.Submit:
-    return pb.Submit(
-        submit_seq=submit.submit_seq,
-        leg=values.LEG_TO_PB[submit.leg],
-        attempt=values.attempt_to_pb(submit.attempt, clock),
-        ticket=None if submit.ticket is None else values.ticket_to_pb(submit.ticket),
-    )
+def _write_submit(message: pb.Submit, submit: Submit, clock: Clock) -> None:
+    message.submit_seq = submit.submit_seq
+    message.leg = values.LEG_TO_PB[submit.leg]
+    values.write_attempt(message.attempt, submit.attempt, clock)
+    if submit.ticket is not None:
+        message.ticket.CopyFrom(values.ticket_to_pb(submit.ticket))
 
 
 def _submit_from_pb(message: pb.Submit, clock: Clock) -> Submit:

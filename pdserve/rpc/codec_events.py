@@ -69,13 +69,14 @@ def _token_to_pb(token: TokenEvent) -> pb.TokenEvent:
 
 
 def _token_from_pb(message: pb.TokenEvent) -> TokenEvent:
-    return TokenEvent(
-        request_id=RequestId(message.request_id),
-        epoch=message.epoch,
-        index=message.index,
-        token_id=message.token_id,
-        finish_reason=_known(FINISH_FROM_PB, message.finish_reason, "TokenEvent.finish_reason"),
-        logprobs=_logprobs_from_pb(message.logprobs) if message.HasField("logprobs") else None,
+    finish = message.finish_reason
+    return TokenEvent(  # by position: names cost a third more
+        RequestId(message.request_id),
+        message.epoch,
+        message.index,
+        message.token_id,
+        _known(FINISH_FROM_PB, finish, "TokenEvent.finish_reason") if finish else None,
+        _logprobs_from_pb(message.logprobs) if message.HasField("logprobs") else None,
     )
 
 
@@ -119,7 +120,7 @@ def _tokens_to_pb(event: Tokens) -> session_pb.Tokens:
 def _tokens_from_pb(message: session_pb.Tokens) -> Tokens:
     timing = message.timing
     return Tokens(
-        tuple(_token_from_pb(token) for token in message.tokens),
+        tuple([_token_from_pb(token) for token in message.tokens]),
         DecodeTiming(timing.queue_s, timing.first_step_s) if message.HasField("timing") else None,
     )
 

@@ -119,22 +119,19 @@ def sampling_from_pb(message: pb.SamplingParams) -> SamplingParams:
     )
 
 
-def attempt_to_pb(attempt: Attempt, clock: Clock) -> pb.Attempt:
-    request = attempt.request
-    time_left_s = None if request.deadline_s is None else request.deadline_s - clock.now()
-    return pb.Attempt(
-        request=pb.Request(
-            request_id=request.request_id,
-            prompt_ids=request.prompt_ids,
-            sampling=sampling_to_pb(request.sampling),
-            priority=request.priority,
-            time_left_s=time_left_s,
-            cache_salt=request.cache_salt,
-            traceparent=request.traceparent,
-        ),
-        epoch=attempt.epoch,
-        forced_ids=attempt.forced_ids,
-    )
+def write_attempt(message: pb.Attempt, attempt: Attempt, clock: Clock) -> None:
+    """In place, since a long prompt is worth not being copied from message to message."""
+    request, written = attempt.request, message.request
+    message.epoch = attempt.epoch
+    message.forced_ids.extend(attempt.forced_ids)
+    written.request_id = request.request_id
+    written.prompt_ids.extend(request.prompt_ids)
+    written.sampling.CopyFrom(sampling_to_pb(request.sampling))
+    written.priority = request.priority
+    if request.deadline_s is not None:
+        written.time_left_s = request.deadline_s - clock.now()
+    written.cache_salt = request.cache_salt
+    written.traceparent = request.traceparent
 
 
 def attempt_from_pb(message: pb.Attempt, clock: Clock) -> Attempt:
