@@ -40,6 +40,7 @@ MAX_PROBES = 96  # blocks looked at one by one; a walk over 512 blocks takes as 
 _SHIFT = np.uint64(32)
 _HASH_BYTES = 8
 _BUCKET_BYTES = BUCKET * _HASH_BYTES
+FEW_BLOCKS = 4  # stored one by one: arrays cost as much as some ten blocks
 FEW = 24  # bits set one by one rather than as a mask
 # Of a byte: how many bits are set, and which is the first (packbits begins with the highest).
 _NUM_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
@@ -107,6 +108,9 @@ class PrefixIndex:
 
     def store(self, bit: int, hashes: Hashes) -> Hashes:
         """The worker has these blocks. Returns those that it was not known to have."""
+        if len(hashes) <= FEW_BLOCKS:
+            lacking = [value for value in hashes.tolist() if self._store_one(bit, value)]
+            return np.array(lacking, dtype=np.uint64)
         hashes = _each_once(hashes)
         buckets, places = self._look(hashes)
         known = places >= 0
@@ -297,6 +301,34 @@ class PrefixIndex:
             taken, winners = np.unique(places, return_index=True)
             self._take(bit, taken, hashes[winners])
             hashes, buckets = np.delete(hashes, winners), np.delete(buckets, winners, axis=1)
+
+    def _store_one(self, bit: int, value: int) -> bool:
+        """``store`` for one block; whether the worker was not known to have it."""
+        place = self._place(value)
+        if place < 0:
+            place = self._free_place(value)
+            if place < 0:
+                self.num_untold += 1
+                return True
+            self._flat_hashes[place] = value
+            before, after = self._set_words[place], self._workers.number(1 << bit)
+        else:
+            before = self._set_words[place]
+            after = self._workers.changed_one(before, bit, present=True)
+            if after == before:
+                return False
+        self._set_words[place] = after
+        self._workers.count_same(before, after, 1)
+        return True
+
+    def _free_place(self, value: int) -> int:
+        """For a block that has none: as ``_insert`` chooses. -1: there is none."""
+        best: list[int] = []
+        for bucket in (value & self._last_bucket, value >> 32 & self._last_bucket):
+            start, is_empty = bucket * BUCKET, self._workers.is_empty
+            free = [at for at in range(start, start + BUCKET) if is_empty[self._set_words[at]]]
+            best = free if len(free) > len(best) else best
+        return best[0] if best else -1
 
     def _take(self, bit: int, places: _Places, hashes: Hashes) -> None:
         """These places, which are free, for blocks that only this worker has."""
