@@ -27,6 +27,10 @@ class Generation(Protocol):
     def timing(self) -> RequestTiming:
         """The ledger so far; complete once the iterator has ended."""
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt, not computed again; as in the ledger."""
+
     def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
 
     def ready(self) -> TokenEvent | None:

@@ -140,13 +140,13 @@ class Ledger:
             num_dispatches=self._num_dispatches,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated,
-            prefill_cached_tokens=self._prefill_cached_tokens(),
+            prefill_cached_tokens=self.prefill_cached_tokens(),
             kv_cached_tokens=self._kv.num_cached_tokens,
             prefill_place=self._where,
             explanation=self._explanation,
         )
 
-    def _prefill_cached_tokens(self) -> int:
+    def prefill_cached_tokens(self) -> int:
         """Of the prompt: an attempt's context may hold forced tokens beyond it."""
         cached = 0 if self._prefill is None else self._prefill.num_cached_tokens
         return min(cached, self._num_prompt_tokens)

@@ -263,6 +263,7 @@ class Router:
             request_id,
             lambda: flight.ledger.timing(self._clock.now()),
             lambda reason: self._cancelled(entry, reason),
+            flight.ledger.prefill_cached_tokens,
         )
         entry = _Entry(flight, stream)
         if deadline_s is not None:

@@ -272,7 +272,7 @@ class TextGeneration:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens of the prompt that were not computed again; known with the first token."""
-        return self._tokens.timing.prefill_cached_tokens
+        return self._tokens.num_cached_tokens
 
     def first_piece_sent(self) -> None:
         """The first piece of the answer is on the client's connection. Idempotent."""

@@ -25,10 +25,12 @@ class TokenStream:
         request_id: RequestId,
         timing: Callable[[], RequestTiming],
         cancel: Callable[[str], None],
+        num_cached_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
         self._request_id = request_id
         self._timing = timing
         self._cancel = cancel
+        self._num_cached_tokens = num_cached_tokens
         self._tokens: deque[TokenEvent] = deque()
         self._changed = asyncio.Event()
         self._ended = False
@@ -41,6 +43,10 @@ class TokenStream:
     @property
     def timing(self) -> RequestTiming:
         return self._timing()
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self._num_cached_tokens()
 
     @property
     def num_buffered(self) -> int:

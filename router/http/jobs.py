@@ -7,7 +7,7 @@ Not covered: tools, response formats other than text; each is refused by name (r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from pdserve.errors import InvalidRequest, UnknownModel
 from pdserve.types import MAX_LOGPROBS, RequestId, SamplingParams
@@ -223,10 +223,10 @@ def _prompts(prompt: str | list[int | str | list[int]]) -> list[Prompt]:
     """One text, one list of token ids, or a list of either kind."""
     if isinstance(prompt, str):
         return [TextPrompt(prompt)]
-    token_ids = tuple(item for item in prompt if isinstance(item, int))
-    if len(token_ids) == len(prompt):
-        return [TokenPrompt(token_ids)]
-    if token_ids:
+    kinds = set(map(type, prompt))
+    if kinds <= {int}:
+        return [TokenPrompt(tuple(cast(list[int], prompt)))]
+    if int in kinds:
         raise InvalidRequest("prompt", "holds token ids beside texts or lists")
     if len(prompt) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"holds {len(prompt)} prompts, the limit is {MAX_PROMPTS}")

@@ -20,7 +20,7 @@ from pdserve.errors import PdserveError
 from router.best_answers import WholeAnswer, likeliest
 from router.http.errors import HeaderList, error_body, send_error, send_json
 from router.http.jobs import ReplyOptions
-from router.http.replies import NOTHING, Extras, Frame, Piece, Reply, usage_of
+from router.http.replies import NOTHING, Extras, Frame, Piece, Reply, Usage, usage_of
 from router.text_generation import TextGeneration
 from router.text_job import TextDelta
 
@@ -67,20 +67,23 @@ class Answer:
         generations = [choice.generation for choice in self.choices]
         firsts = [choice.generation for choice in self.choices if not choice.answer_index]
         return Extras(
-            usage_of(
-                sum(generation.num_prompt_tokens for generation in firsts),
-                sum(generation.num_completion_tokens for generation in generations),
-                sum(generation.num_cached_tokens for generation in firsts),
-            )
-            if usage
-            else None,
-            tuple(generation.timing for generation in generations) if timing else (),
+            _usage(firsts, generations) if usage else None,
+            tuple([generation.timing for generation in generations]) if timing else (),
             "prompts" if len(firsts) == len(generations) else "answers",
         )
 
     def cancel(self, reason: str) -> None:
         for choice in self.choices:
             choice.generation.cancel(reason)
+
+
+def _usage(firsts: list[TextGeneration], generations: list[TextGeneration]) -> Usage:
+    """``firsts``: of the answers to each prompt."""
+    return usage_of(
+        sum([generation.num_prompt_tokens for generation in firsts]),
+        sum([generation.num_completion_tokens for generation in generations]),
+        sum([generation.num_cached_tokens for generation in firsts]),
+    )
 
 
 async def send_whole(answer: Answer, send: Send) -> None:

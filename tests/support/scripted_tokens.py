@@ -157,6 +157,10 @@ class ScriptedGeneration:
     def request_id(self) -> RequestId:
         return self._request.request_id
 
+    @property
+    def num_cached_tokens(self) -> int:
+        return self.timing.prefill_cached_tokens
+
     def cancel(self, reason: str) -> None:
         if self._ended or self._cancelled is not None:
             return
