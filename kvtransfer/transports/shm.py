@@ -6,7 +6,7 @@ one copy. Both sockets are abstract: no file, and what is left of a process that
 That two processes share a host, and a network namespace, is proven by connecting, not by a name.
 Only processes of the same user (or root) are served. Linux only.
 
-    ADDRESS          one connection a read
+    ADDRESS          reads, one after another on each socket (socket_stream.py)
     ADDRESS.memory   sends the descriptor; stays open as long as the holder lives
 """
 
@@ -18,12 +18,13 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Coroutine, Iterator
 
 from kvtransfer.config import MIB
 from kvtransfer.transports.base import Handler
+from kvtransfer.transports.kept_sockets import KeptSockets
 from kvtransfer.transports.shm_window import PeerMemories, connected
-from kvtransfer.transports.socket_stream import SocketConnection
+from kvtransfer.transports.socket_stream import MessageSocket, SocketConnection
 from pdserve.errors import ConfigError
 from pdserve.log import event_log
 from pdserve.memory_file import read_only_descriptor
@@ -53,8 +54,8 @@ class ShmListener:
         address = f"pdserve-kv-{secrets.token_hex(16)}"
         try:
             self._shown_fd = read_only_descriptor(self._memory_fd)
-            await self._listen(address, lambda streams: self._serve(streams, address, handler))
-            await self._listen(address + MEMORY_SUFFIX, self._show_memory)
+            await self._listen_for_reads(address, handler)
+            await self._listen_for_memory(address + MEMORY_SUFFIX)
         except OSError as error:
             await self.close()
             raise ConfigError(f"shm: {error}") from error
@@ -72,83 +73,121 @@ class ShmListener:
             os.close(self._shown_fd)
             self._shown_fd = None
 
-    async def _listen(self, address: str, serve: Callable[[Streams], Awaitable[None]]) -> None:
-        async def serve_one(streams: Streams) -> None:
-            if _is_of_this_user(streams[1]):
-                await serve(streams)
+    async def _listen_for_reads(self, address: str, handler: Handler) -> None:
+        def accepted(sock: MessageSocket) -> None:
+            if _is_of_this_user(sock.transport):
+                reads = self._serve(sock, f"shm reader of {address}", handler)
+                self._start(reads, sock.transport)
+            else:
+                sock.abort("another user")
 
+        with _bound(address) as sock:
+            self._servers.append(
+                await asyncio.get_running_loop().create_unix_server(
+                    lambda: MessageSocket(MAX_MESSAGE_BYTES, on_connected=accepted), sock=sock
+                )
+            )
+
+    async def _listen_for_memory(self, address: str) -> None:
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            # A task of our own: Python 3.11 reports a cancelled one that it made as an error. The
-            # socket is given up in a callback, which also runs for a task that never began.
-            def ended(task: asyncio.Task[None]) -> None:
-                self._tasks.discard(task)
+            # A task of our own: Python 3.11 reports a cancelled one that it made as an error.
+            if _is_of_this_user(writer.transport):
+                self._start(self._show_memory((reader, writer)), writer.transport)
+            else:
                 writer.transport.abort()
 
-            task = asyncio.create_task(serve_one((reader, writer)))
-            self._tasks.add(task)
-            task.add_done_callback(ended)
-
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind("\0" + address)
+        with _bound(address) as sock:
             self._servers.append(await asyncio.start_unix_server(accepted, sock=sock))
-        except BaseException:
-            sock.close()
-            raise
 
-    async def _serve(self, streams: Streams, address: str, handler: Handler) -> None:
-        connection = SocketConnection(f"shm reader of {address}", streams, MAX_MESSAGE_BYTES)
-        try:
-            await handler(connection)
-        finally:
-            await connection.close()
+    def _start(self, work: Coroutine[None, None, None], transport: asyncio.WriteTransport) -> None:
+        if not self._servers:  # closed while this one was being accepted
+            work.close()
+            transport.abort()
+            return
+
+        # The socket is given up in a callback, which also runs for a task that never began.
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            transport.abort()
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _serve(self, sock: MessageSocket, peer: str, handler: Handler) -> None:
+        is_there = True
+        while is_there:
+            connection = SocketConnection(peer, sock)
+            try:
+                await handler(connection)
+            finally:
+                await connection.close()
+            is_there = await sock.next_begins()
 
     async def _show_memory(self, streams: Streams) -> None:
         """Send the descriptor, then wait until the reader leaves: that the line breaks tells it."""
         assert self._shown_fd is not None
         reader, writer = streams
-        with _socket_of(writer) as sock, contextlib.suppress(OSError):  # the reader has gone
+        with (
+            _socket_of(writer.transport) as sock,
+            contextlib.suppress(OSError),
+        ):  # the reader has gone
             socket.send_fds(sock, [b"m"], [self._shown_fd])
             await reader.read()
 
 
 class ShmDialer:
-    """Keeps one mapping for each holder it has dialled, until that holder is gone."""
+    """Keeps one mapping and some sockets for each holder it has dialled, until that one is gone."""
 
     def __init__(self) -> None:
         self._memories = PeerMemories()
-        self._open: set[SocketConnection] = set()
+        self._sockets = KeptSockets(MAX_MESSAGE_BYTES, _connect)
 
     @property
     def num_mapped(self) -> int:
         """Holders whose memory is mapped here."""
         return self._memories.num_mapped
 
+    @property
+    def num_sockets(self) -> int:
+        """For reads, idle ones included."""
+        return self._sockets.num_open
+
     async def dial(self, address: str) -> SocketConnection:
-        self._open = {connection for connection in self._open if not connection.is_closed}
         window = await self._memories.memory(address + MEMORY_SUFFIX)
-        sock = await connected(address)
-        streams = await asyncio.open_unix_connection(sock=sock)
-        connection = SocketConnection(f"shm {address}", streams, MAX_MESSAGE_BYTES, window)
-        self._open.add(connection)
-        return connection
+        return SocketConnection(f"shm {address}", await self._sockets.socket(address), window)
 
     async def close(self) -> None:
-        for connection in self._open:
-            await connection.close()
-        self._open.clear()
+        self._sockets.close()
         self._memories.close()
 
 
+async def _connect(address: str, protocol: MessageSocket) -> None:
+    sock = await connected(address)
+    await asyncio.get_running_loop().create_unix_connection(lambda: protocol, sock=sock)
+
+
 @contextlib.contextmanager
-def _socket_of(writer: asyncio.StreamWriter) -> Iterator[socket.socket]:
-    """The socket below a stream, for what streams cannot do."""
-    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
+def _bound(address: str) -> Iterator[socket.socket]:
+    """A socket to listen with; closed if that fails."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind("\0" + address)
+        yield sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextlib.contextmanager
+def _socket_of(transport: asyncio.BaseTransport) -> Iterator[socket.socket]:
+    """The socket below a transport, for what transports cannot do."""
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
         yield sock
 
 
-def _is_of_this_user(writer: asyncio.StreamWriter) -> bool:
-    with _socket_of(writer) as sock:
+def _is_of_this_user(transport: asyncio.BaseTransport) -> bool:
+    with _socket_of(transport) as sock:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(raw)
     if uid in (os.getuid(), 0):

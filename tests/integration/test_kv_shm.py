@@ -15,7 +15,7 @@ from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.types import Endpoint
 from support import kv_process
 from support.killed_reader import check_the_kv_goes_to_the_next_reader
-from support.kv_pair import LAYOUT, kv_pair, until
+from support.kv_pair import LAYOUT, KvPair, kv_pair, settle, until
 from support.kv_process import other_process
 from support.kv_transports import Carrier
 
@@ -54,6 +54,54 @@ async def test_a_holder_killed_while_it_is_read_leaves_nothing() -> None:
 
 async def test_a_reader_killed_while_it_reads_leaves_the_kv_to_the_next() -> None:
     await check_the_kv_goes_to_the_next_reader("shm")
+
+
+async def read_once(pair: KvPair) -> None:
+    ticket = pair.ticket(9)
+    export = pair.offer_computed(ticket)
+    pair.take(await pair.redeem(ticket), export)
+    await export.outcome()
+    await until(lambda: pair.exporter.num_connections == 0)
+    await settle()
+
+
+async def test_reads_one_after_another_share_a_socket() -> None:
+    dialer = ShmDialer()
+
+    def wrap(carrier: Carrier) -> None:
+        carrier.dialer = dialer
+
+    async with kv_pair("shm", wrap=wrap) as pair:
+        for _ in range(3):
+            await read_once(pair)
+            assert dialer.num_sockets == 1
+        two = [await dialer.dial(pair.endpoint.address) for _ in range(2)]
+        assert dialer.num_sockets == 2  # one read at a time on each
+        await until(lambda: pair.exporter.num_connections == 1)  # the other speaks first
+        for connection in two:
+            await connection.close()
+
+
+async def test_a_cancelled_read_leaves_no_socket_to_the_next() -> None:
+    dialer = ShmDialer()
+
+    def wrap(carrier: Carrier) -> None:
+        carrier.dialer = dialer
+
+    async with kv_pair("shm", wrap=wrap) as pair:
+        await read_once(pair)
+        ticket = pair.ticket(9)
+        export = pair.offer(ticket)  # nothing is computed: the read waits
+        reading = pair.redeem(ticket)
+        await export.wait_opened()
+        await settle()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await until(lambda: dialer.num_sockets == 0)
+        await until(lambda: pair.exporter.num_connections == 0)
+        export.close("cancelled", "by the test")
+        await read_once(pair)
 
 
 async def test_nothing_outside_the_pool_is_read() -> None:
