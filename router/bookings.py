@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pdserve.types import Leg, RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class LegKey:
+class LegKey(NamedTuple):
     request_id: RequestId
     epoch: int
     leg: Leg

@@ -15,6 +15,7 @@ from pdserve.explained import RequestDecisions
 from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
+from router.bookings import LegKey
 from router.config import RouterConfig
 from router.deadlines import least_service_s
 from router.decision_log import Asker, Considered, DecisionLog, KeptDecision
@@ -24,7 +25,7 @@ from router.explanation import (
     explanation_text,
     workers_of,
 )
-from router.fleet import Column
+from router.fleet import Column, WorkerRef
 from router.flight import Flight
 from router.local_prefill import LocalLimits, PrefillPlace
 from router.policy import (
@@ -38,6 +39,8 @@ from router.policy import (
     place,
 )
 from router.pool import WorkerPool
+from router.prefix_index import Hashes
+from router.prompt_hashes import Space
 from router.recent_requests import newest_called
 from router.request_queue import RequestQueue
 from router.route_policy import RoutePolicy
@@ -210,12 +213,14 @@ class Dispatcher:
         self._homes.went(flight.hints.tenant, flight.hints.session, workers)
         if isinstance(choice, Placement) and choice.decode is not None:
             ticket = self._draw_ticket(choice)
+        sent: dict[Space, list[tuple[WorkerRef, LegKey]]] = {}
+        hashes: dict[Space, Hashes] = {}
         for submit in flight.dispatch(choice, ticket, self._clock.now()):
             session = self._pool.session(submit.worker)
             assert session is not None, "a view is of a session in the pool"
             layout = session.hello.layout
             space = (session.hello.model_fingerprint, layout.block_size)
-            hashes = flight.hashes.of([space], submit.attempt.context_ids)
+            hashes |= flight.hashes.of([space], submit.attempt.context_ids)
             known = self._pool.caches.num_known(submit.worker, hashes[space]) * layout.block_size
             num_tokens = submit.num_compute_tokens
             key = session.submit(
@@ -225,11 +230,13 @@ class Dispatcher:
                 num_blocks=layout.num_blocks(submit.num_kv_tokens),
                 num_tokens=max(num_tokens - known, min(num_tokens, 1)),  # the last is computed
             )
-            self._pool.caches.expect(submit.worker, key, hashes[space])
+            sent.setdefault(space, []).append((submit.worker, key))
             logger.debug(
                 "submitted", request=flight.request.request_id, epoch=flight.epoch,
                 leg=submit.leg, worker=submit.worker.worker_id,
             )  # fmt: skip
+        for space, legs in sent.items():
+            self._pool.caches.expect_of_all(legs, hashes[space])
 
     def _draw_ticket(self, choice: Placement) -> TransferTicket:
         session = self._pool.session(choice.prefill)

@@ -25,8 +25,7 @@ Mask = NDArray[np.bool_]
 NOMINAL = StepCost(PrefillCost(1e-3, 1e-4, 0.0), DecodeCost(5e-3, 5e-4, 1e-8))
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRef:
+class WorkerRef(NamedTuple):
     """One session of one worker. A worker that comes back has another one."""
 
     worker_id: WorkerId

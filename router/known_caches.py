@@ -81,12 +81,18 @@ class KnownCaches:
 
     def expect(self, ref: WorkerRef, key: LegKey, hashes: Hashes) -> None:
         """This leg will bring these blocks, as far as the worker has not got them."""
-        worker = self._workers[ref]
-        if worker.seq is None:
-            return  # it keeps nothing, or has not said yet
-        brings = set(self.index.store(worker.bit, hashes).tolist())
-        worker.legs[key] = _Leg(hashes, brings)
-        worker.expected |= brings
+        self.expect_of_all(((ref, key),), hashes)
+
+    def expect_of_all(self, legs: Sequence[tuple[WorkerRef, LegKey]], hashes: Hashes) -> None:
+        """``expect`` for legs of one attempt, each at another worker."""
+        asked = [(self._workers[ref], key) for ref, key in legs]
+        # Who has no ``seq`` keeps nothing, or has not said yet.
+        known = [(worker, key) for worker, key in asked if worker.seq is not None]
+        lacked = self.index.store_for_all([worker.bit for worker, _ in known], hashes)
+        for (worker, key), new in zip(known, lacked, strict=True):
+            brings = set(new.tolist())
+            worker.legs[key] = _Leg(hashes, brings)
+            worker.expected |= brings
 
     def num_known(self, ref: WorkerRef, hashes: Hashes) -> int:
         """Blocks of this chain that the worker has told of, from its start on."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,15 +117,25 @@ class PrefixIndex:
         known = places >= 0
         num_known = np.count_nonzero(known)
         if not num_known:
-            self._insert(bit, hashes, buckets)
+            self._insert(1 << bit, hashes, buckets)
             return hashes
         if num_known == len(hashes):
             return hashes[self._put(bit, places, present=True)]
         new = ~known
         lacked = new.copy()
         lacked[known] = self._put(bit, places[known], present=True)  # else taken by the new ones
-        self._insert(bit, hashes[new], buckets[:, new])
+        self._insert(1 << bit, hashes[new], buckets[:, new])
         return hashes[lacked]
+
+    def store_for_all(self, bits: Sequence[int], hashes: Hashes) -> list[Hashes]:
+        """``store`` for several workers; what each lacked."""
+        if len(bits) > 1 and len(hashes) > FEW_BLOCKS:
+            once = _each_once(hashes)
+            buckets, places = self._look(once)
+            if (places < 0).all():  # a new prompt: nobody has anything of it
+                self._insert(sum({1 << bit for bit in bits}), once, buckets)
+                return [once] * len(bits)
+        return [self.store(bit, hashes) for bit in bits]
 
     def evict(self, bit: int, hashes: Hashes) -> None:
         """The worker has these blocks no more."""
@@ -281,7 +292,7 @@ class PrefixIndex:
         changed: NDArray[np.bool_] = after != before
         return changed
 
-    def _insert(self, bit: int, hashes: Hashes, buckets: _Buckets) -> None:
+    def _insert(self, members: int, hashes: Hashes, buckets: _Buckets) -> None:
         """Hashes that are not there, each once. Of two that want one place the later one looks
         again."""
         while len(hashes):
@@ -296,10 +307,10 @@ class PrefixIndex:
                 self.num_untold += len(hashes) - int(np.count_nonzero(has_room))
                 hashes, places, buckets = hashes[has_room], places[has_room], buckets[:, has_room]
             if len(set(places.tolist())) == len(places):
-                self._take(bit, places, hashes)
+                self._take(members, places, hashes)
                 return
             taken, winners = np.unique(places, return_index=True)
-            self._take(bit, taken, hashes[winners])
+            self._take(members, taken, hashes[winners])
             hashes, buckets = np.delete(hashes, winners), np.delete(buckets, winners, axis=1)
 
     def _store_one(self, bit: int, value: int) -> bool:
@@ -330,10 +341,10 @@ class PrefixIndex:
             best = free if len(free) > len(best) else best
         return best[0] if best else -1
 
-    def _take(self, bit: int, places: _Places, hashes: Hashes) -> None:
-        """These places, which are free, for blocks that only this worker has."""
+    def _take(self, members: int, places: _Places, hashes: Hashes) -> None:
+        """These places, which are free, for blocks that only these workers have."""
         before = self._flat_sets[places]
-        number = self._workers.number(1 << bit)
+        number = self._workers.number(members)
         self._flat_hashes[places] = hashes
         self._flat_sets[places] = number
         if before.any():  # sets that lost their last worker

@@ -83,6 +83,26 @@ def test_halving_finds_what_a_walk_finds(num_workers: int) -> None:
     assert index.depths(hashes[:0]).tolist() == index.walk(hashes[:0]).tolist() == [0] * num_workers
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_storing_for_several_is_storing_for_each(seed: int) -> None:
+    draw, at_once, one_by_one = random.Random(seed), PrefixIndex(4096), PrefixIndex(4096)
+    bits = [at_once.add_worker() for _ in range(3)]
+    assert [one_by_one.add_worker() for _ in range(3)] == bits
+    chains = [chain(seed * 100 + number, draw.randrange(1, 60)) for number in range(12)]
+    for _ in range(60):
+        hashes = draw.choice(chains)
+        part, some = hashes[: draw.randrange(len(hashes) + 1)], draw.sample(bits, draw.randrange(4))
+        told = at_once.store_for_all(some, part)
+        assert [sorted(each.tolist()) for each in told] == [
+            sorted(one_by_one.store(bit, part).tolist()) for bit in some
+        ]
+        if draw.random() < 0.3:
+            at_once.evict(bits[0], hashes)
+            one_by_one.evict(bits[0], hashes)
+        assert at_once.depths(hashes).tolist() == one_by_one.depths(hashes).tolist()
+        assert at_once.num_blocks == one_by_one.num_blocks
+
+
 def test_a_gap_in_the_middle_may_be_overlooked_one_at_an_end_is_not() -> None:
     index = PrefixIndex(1000)
     bit, hashes = index.add_worker(), chain(1, 300)
