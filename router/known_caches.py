@@ -9,7 +9,7 @@ go to one worker. Knows sessions as refs; the index is prefix_index.py's.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
