@@ -173,11 +173,15 @@ class _RequestSeries:
             self.cancellations.inc()
         if timing.prefill_place:
             self.prefills.labels(timing.prefill_place).inc()
-        self.redispatches.inc(max(0, timing.num_dispatches - 1))
-        self.prompt_tokens.inc(timing.num_prompt_tokens)
-        self.generated_tokens.inc(timing.num_generated_tokens)
-        self.cached_prompt_tokens.inc(timing.prefill_cached_tokens)
-        self.cached_kv_tokens.inc(timing.kv_cached_tokens)
+        for counter, number in (
+            (self.redispatches, timing.num_dispatches - 1),
+            (self.prompt_tokens, timing.num_prompt_tokens),
+            (self.generated_tokens, timing.num_generated_tokens),
+            (self.cached_prompt_tokens, timing.prefill_cached_tokens),
+            (self.cached_kv_tokens, timing.kv_cached_tokens),
+        ):
+            if number > 0:
+                counter.inc(number)
 
     def observe_ledger(self, timing: RequestTiming) -> None:
         self._ledger["ttft"].observe(timing.ttft_s)

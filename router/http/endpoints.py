@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from pdserve.clock import Clock
@@ -135,7 +134,7 @@ class GenerationEndpoint(Generic[_Body]):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_s, arrived_unix_s = self._clock.now(), time.time()
-        headers = Headers(scope=scope)
+        headers = _first_values(scope)
         request_id = internal_request_id(scope)
         raw = await self._reader.read(scope, receive, send)
         if raw is None:
@@ -205,6 +204,12 @@ class GenerationEndpoint(Generic[_Body]):
             answer.cancel("the connection ended")
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
+
+
+def _first_values(scope: Scope) -> dict[str, str]:
+    """Headers by their lower-case names; of several of one name the first."""
+    pairs = reversed(list(scope["headers"]))
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
 
 
 async def _cancel_when_gone(receive: Receive, answer: Answer) -> None:
