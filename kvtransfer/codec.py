@@ -7,6 +7,7 @@ message makes sense where it arrives is the sessions' matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,23 @@ def decode(data: bytes | memoryview, *, apart: bool = False) -> KvMessage:
 def _header(message: KvMessage) -> dict[str, Any]:
     match message:
         case Open():
-            return {**_plain(message), "layout": dataclasses.asdict(message.layout)}
+            return {**_plain(message), "layout": _layout_header(message.layout)}
         case Frame():
-            header = {**_plain(message), "payload_len": message.payload_len}
-            del header["bytes_to_come"]
-            return {**header, "block_ids": list(message.block_ids)}
+            return {
+                "ticket_id": message.ticket_id,
+                "epoch": message.epoch,
+                "seq": message.seq,
+                "first_token": message.first_token,
+                "num_tokens": message.num_tokens,
+                "first_layer": message.first_layer,
+                "num_layers": message.num_layers,
+                "first_head": message.first_head,
+                "num_heads": message.num_heads,
+                "dtype": message.dtype,
+                "payload_len": message.payload_len,
+                "xxh3": message.xxh3,
+                "block_ids": message.block_ids,  # packed as a list
+            }
         case Commit():
             first = message.first_token
             return {
@@ -82,8 +95,17 @@ def _header(message: KvMessage) -> dict[str, Any]:
 
 def _plain(message: KvMessage) -> dict[str, Any]:
     """The fields that are numbers, text or bytes, as they are."""
-    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
-    return {name: value for name, value in values.items() if isinstance(value, (int, str, bytes))}
+    return {
+        name: value
+        for name in _FIELD_NAMES[type(message)]
+        if isinstance(value := getattr(message, name), (int, str, bytes))
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _layout_header(layout: KVLayout) -> dict[str, Any]:
+    """The same dict each time: only to be packed."""
+    return dataclasses.asdict(layout)
 
 
 def _logprobs_header(logprobs: TokenLogprobs | None) -> list[Any] | None:
@@ -184,6 +206,9 @@ _TYPES: dict[int, type[KvMessage]] = {
     9: Refused,
     10: Finished,
     11: Probe,
+}
+_FIELD_NAMES = {
+    cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in _TYPES.values()
 }
 _NUMBERS = {cls: number for number, cls in _TYPES.items()}
 _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import replace
 
 from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
@@ -186,10 +185,15 @@ class HolderSession:
                 return  # cut while the device copied
             if self._coding != EXACT:
                 pieces = (_compressed(layout, self._coding, pieces, end - start),)
-            frame = self._frame(export, start, end, pieces)
+            num_bytes = sum(piece.nbytes for piece in pieces)
+            frame = self._frame(export, start, end, pieces, block_ids)
+            self._position = end
+            self._seq += 1
+            self._credit_bytes -= num_bytes
+            self._digest.add(frame.xxh3)
+            export.bytes_sent += num_bytes
             if self._in_place:
-                self._lent.lend(export.lease, frame.payload_len)
-                frame = replace(frame, pieces=(), block_ids=block_ids)
+                self._lent.lend(export.lease, num_bytes)
             elif lane is not None:
                 await self._sent(lane.send(encode(frame, apart=True), frame.pieces))
                 return
@@ -211,9 +215,17 @@ class HolderSession:
             first_token=first_token,
         )
 
-    def _frame(self, export: Export, start: int, end: int, pieces: tuple[memoryview, ...]) -> Frame:
+    def _frame(
+        self,
+        export: Export,
+        start: int,
+        end: int,
+        pieces: tuple[memoryview, ...],
+        block_ids: tuple[int, ...],
+    ) -> Frame:
+        """Of these pieces; in place it names their blocks instead."""
         layout = self._buffers.layout
-        frame = Frame(
+        return Frame(
             ticket_id=export.ticket.ticket_id,
             epoch=export.ticket.epoch,
             seq=self._seq,
@@ -225,14 +237,9 @@ class HolderSession:
             num_heads=layout.num_kv_heads,
             dtype=layout.dtype if self._coding == EXACT else self._coding,
             xxh3=payload_checksum(pieces),
-            pieces=pieces,
+            pieces=() if self._in_place else pieces,
+            block_ids=block_ids if self._in_place else (),
         )
-        self._position = end
-        self._seq += 1
-        self._credit_bytes -= frame.payload_len
-        self._digest.add(frame.xxh3)
-        export.bytes_sent += frame.payload_len
-        return frame
 
     async def _send(self, message: KvMessage) -> None:
         await self._sent(self._connection.send(encode(message)))
