@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from engine.sequence import Sequence
 from engine.step import StepRow
@@ -22,7 +22,7 @@ from pdserve.types import Attempt, PrefillTiming, RequestId, TokenEvent
 from prefill_worker.scheduler import PromptView
 
 
-class LegState(Enum):
+class LegState(IntEnum):
     WAITING = auto()  # ticket offered, no reader yet
     QUEUED = auto()  # may compute
     COMPUTING = auto()  # at least one chunk was planned

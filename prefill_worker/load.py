@@ -10,17 +10,25 @@ from prefill_worker.leg import LegState, PrefillLeg
 
 def load_of(legs: Iterable[PrefillLeg]) -> WorkerStatus:
     """The counts of sequences and tokens; blocks and steps are left at 0."""
-    by_state: dict[LegState, list[PrefillLeg]] = {state: [] for state in LegState}
+    num_queued = num_computing = num_exported = 0
+    uncomputed = computing_tokens = exported_tokens = 0
     for leg in legs:
-        by_state[leg.state].append(leg)
-    queued = by_state[LegState.WAITING] + by_state[LegState.QUEUED]
-    computing = by_state[LegState.COMPUTING]
-    exported = by_state[LegState.COMPUTED]
+        state, sequence = leg.state, leg.sequence
+        if state is LegState.COMPUTED:
+            num_exported += 1
+            exported_tokens += sequence.num_computed
+        elif state is LegState.COMPUTING:
+            num_computing += 1
+            uncomputed += sequence.num_uncomputed
+            computing_tokens += len(sequence.token_ids)
+        elif state is not LegState.ENDED:
+            num_queued += 1
+            uncomputed += sequence.num_uncomputed
     return WorkerStatus(
-        num_queued=len(queued),
-        queued_tokens=sum(leg.sequence.num_uncomputed for leg in queued + computing),
-        num_running=len(computing),
-        running_tokens=sum(len(leg.sequence.token_ids) for leg in computing),
-        num_exported=len(exported),
-        exported_tokens=sum(leg.sequence.num_computed for leg in exported),
+        num_queued=num_queued,
+        queued_tokens=uncomputed,
+        num_running=num_computing,
+        running_tokens=computing_tokens,
+        num_exported=num_exported,
+        exported_tokens=exported_tokens,
     )
