@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from kvtransfer.block_bytes import block_pieces
 from kvtransfer.codec import decode, encode
 from kvtransfer.coding import CODINGS, EXACT, coded_block_bytes
-from kvtransfer.config import TransferConfig
+from kvtransfer.config import MIB, TransferConfig
 from kvtransfer.digest import ReadDigest, payload_checksum
 from kvtransfer.export import Export
 from kvtransfer.lent_blocks import LentBlocks
@@ -51,6 +51,7 @@ from pdserve.log import event_log
 from pdserve.types import KVLayout
 
 MAX_LENT_BLOCKS = 4096  # named in one frame: its header has a limit
+FIRST_FRAME_BYTES = MIB  # then twice as much each time: a reader waits for the first one's sum
 
 _log = event_log(__name__)
 
@@ -78,6 +79,7 @@ class HolderSession:
         self._in_place = False
         self._coding = EXACT
         self._block_bytes = buffers.layout.block_bytes  # of one block as it is sent
+        self._frame_bytes = min(FIRST_FRAME_BYTES, config.max_frame_bytes)  # at most, the next one
         self._lent = LentBlocks()
         self._seq = 0
         self._digest = ReadDigest()
@@ -189,6 +191,7 @@ class HolderSession:
             frame = self._frame(export, start, end, pieces, block_ids)
             self._position = end
             self._seq += 1
+            self._frame_bytes = min(2 * self._frame_bytes, self._config.max_frame_bytes)
             self._credit_bytes -= num_bytes
             self._digest.add(frame.xxh3)
             export.bytes_sent += num_bytes
@@ -314,7 +317,7 @@ class HolderSession:
     def _end_of_frame(self, start: int, export: Export) -> int:
         """Token at which a frame from ``start`` ends; at most ``start`` if none can be sent now."""
         layout = self._buffers.layout
-        num_blocks = max(1, self._config.max_frame_bytes // self._block_bytes)
+        num_blocks = max(1, self._frame_bytes // self._block_bytes)
         num_blocks = min(num_blocks, self._credit_bytes // self._block_bytes)
         if self._in_place:
             num_blocks = min(num_blocks, MAX_LENT_BLOCKS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from kvtransfer.codec import decode
-from kvtransfer.config import MIB, TransferConfig
+from kvtransfer.config import TransferConfig
 from kvtransfer.importer import SHUN_S, Importer
 from kvtransfer.messages import Accept, Frame, Open, Refused
 from kvtransfer.transports.base import Connection
@@ -19,11 +19,10 @@ from pdserve.types import Endpoint, TransferTicket, WorkerId
 from support.kv_faults import Talker
 from support.kv_pair import LAYOUT, KvPair, kv_pair, until
 
-LARGE = replace(LAYOUT, block_size=4096 * 4)  # 1 MiB a block
-NUM_BLOCKS = 48  # more than a socket holds at either end
-WHOLE = TransferConfig(
-    max_frame_bytes=NUM_BLOCKS * MIB, credit_bytes=NUM_BLOCKS * MIB, farewell_timeout_s=0.05
-)
+LARGE = replace(LAYOUT, block_size=48 * 4096 * 4)  # a frame is one block at least
+BLOCK = LARGE.block_bytes  # 48 MiB: more than a socket holds at either end
+NUM_BLOCKS = 1
+WHOLE = TransferConfig(credit_bytes=BLOCK, farewell_timeout_s=0.05)
 
 
 async def _opened(
@@ -34,7 +33,7 @@ async def _opened(
     reader = Talker(connection)
     await reader.say(Open(ticket.ticket_id, ticket.epoch, WorkerId("d"), "b", ticket.layout))
     await reader.hear()
-    await reader.say(Accept(0, NUM_BLOCKS * MIB))
+    await reader.say(Accept(0, BLOCK))
     frame = decode(await connection.receive(), apart=True)
     assert isinstance(frame, Frame)
     return connection, frame
@@ -46,7 +45,7 @@ async def test_blocks_are_pinned_while_they_are_sent_and_come_back_from_a_stuck_
         ticket = pair.ticket(NUM_BLOCKS * LARGE.block_size)
         export = pair.offer_computed(ticket)
         connection, frame = await _opened(pair, dialer, ticket)
-        assert frame.payload_len == NUM_BLOCKS * MIB
+        assert frame.payload_len == BLOCK
         export.close("ticket_unknown", "cancelled")
         pair.release_holder()
         assert pair.holder_pool.num_free == 0  # the payload still goes out of them

@@ -1,10 +1,12 @@
 """The holder's table of docs/protocol.md section 5, against a reader played by the test."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from kvtransfer.codec import encode
+from kvtransfer.config import MIB, TransferConfig
 from kvtransfer.envelope import seal
 from kvtransfer.exporter import ExportOutcome
 from kvtransfer.messages import (
@@ -16,11 +18,17 @@ from kvtransfer.messages import (
     Frame,
     KvMessage,
     Nack,
+    Open,
     Ready,
     Refused,
 )
-from support.kv_pair import FIRST, settle
+from kvtransfer.transports.base import Dialer
+from pdserve.types import WorkerId
+from support.kv_faults import Talker
+from support.kv_pair import FIRST, LAYOUT, kv_pair, settle
 from support.kv_script import BLOCK, RawReaderPair, hear_all_frames
+
+HALF_A_MIB = replace(LAYOUT, block_size=2 * 4096)
 
 
 async def test_frames_are_whole_blocks_in_order() -> None:
@@ -41,6 +49,38 @@ async def test_frames_are_whole_blocks_in_order() -> None:
         assert await export.outcome() is ExportOutcome.ACKED
         await reader.hear_end()
         assert export.bytes_sent == 5 * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("max_frame_bytes", "wanted"),
+    [
+        (8 * MIB, [2, 4, 8, 16, 4]),
+        (3 * MIB, [2, 4, 6, 6, 6, 6, 4]),
+        (MIB // 2, [1] * 34),
+        (1, [1] * 34),
+    ],
+)
+async def test_the_first_frame_is_small_and_each_next_one_twice_as_large(
+    max_frame_bytes: int, wanted: list[int]
+) -> None:
+    """In blocks of half a MiB: the reader waits for the first one's sum."""
+    config = TransferConfig(max_frame_bytes=max_frame_bytes)
+    dialers: list[Dialer] = []
+    async with kv_pair(
+        config=config,
+        layout=HALF_A_MIB,
+        num_blocks=34,
+        wrap=lambda each: dialers.append(each.dialer),
+    ) as ends:
+        ticket = ends.ticket(34 * HALF_A_MIB.block_size)
+        ends.offer_computed(ticket)
+        reader = Talker(await dialers[0].dial(ends.endpoint.address))
+        await reader.say(Open(ticket.ticket_id, ticket.epoch, WorkerId("d"), "b", ticket.layout))
+        assert isinstance(await reader.hear(), Ready)
+        await reader.say(Accept(0, 34 * HALF_A_MIB.block_bytes))
+        frames, _ = await hear_all_frames(reader)
+        assert [each.num_tokens // HALF_A_MIB.block_size for each in frames] == wanted
+        await reader.connection.close()
 
 
 async def test_frames_leave_while_the_rest_is_computed() -> None:
