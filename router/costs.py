@@ -61,7 +61,7 @@ def prefill_parts(columns: Columns, num_tokens: int, cached: Column) -> PrefillP
         fixed * np.ceil(left / chunk)
         + linear * left
         + columns.prefill_per_squared_token_s * (num_tokens**2 - start**2),
-        columns.exposed_s_per_token * np.minimum(num_tokens, chunk),
+        columns.exposed_fixed_s + columns.exposed_per_token_s * np.minimum(num_tokens, chunk),
     )
 
 

@@ -204,7 +204,7 @@ def _costs(task: Task, look: Look, decision: Decision) -> list[tuple[str, Column
         return [*_named(prefill)[:2], ("held_up", held_up_s)]
     shipped_s = 0.0
     if isinstance(decision, Placement):
-        shipped_s = float(columns.exposed_s_per_token[look.fleet.row_of[decision.prefill]])
+        shipped_s = float(columns.exposed_per_token_s[look.fleet.row_of[decision.prefill]])
     total = demand.expected_total_tokens or demand.max_total_tokens
     decode = _named(decode_parts(columns, num_tokens, total, look.cached, shipped_s))
     return [*_named(prefill)[:2], *decode] if is_local else decode

@@ -34,7 +34,7 @@ def place_among_few(
     chosen = fleet.views[prefill]
     if not demand.needs_decode:
         return Placement(chosen.ref, None)
-    decode = _decode_row(demand, fleet, limits, known, chosen.exposed_s_per_token)
+    decode = _decode_row(demand, fleet, limits, known, chosen.exposed.per_token_s)
     return None if decode < 0 else Placement(chosen.ref, fleet.views[decode].ref)
 
 
@@ -59,7 +59,7 @@ def _prefill_row(demand: Demand, fleet: Fleet, limits: PolicyLimits, known: list
     for row in fleet.rows_of[Role.PREFILL]:
         (
             _, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
-            ahead, _, _, _, max_len, chunk, exposed, fixed, linear, squared, _, _, _,
+            ahead, _, _, _, max_len, chunk, late, late_per_token, fixed, linear, squared, _, _, _,
         ) = rows[row]  # fmt: skip
         if (
             not is_open or is_blocked or step_age_s > hung_after_s
@@ -76,7 +76,8 @@ def _prefill_row(demand: Demand, fleet: Fleet, limits: PolicyLimits, known: list
         left = num_tokens - start
         compute_s = fixed * ceil(left / chunk) + linear * left + squared * (whole - start * start)
         last_chunk = num_tokens if num_tokens < chunk else chunk
-        cost = (queue_s + compute_s + exposed * last_chunk, ahead, -free_blocks)
+        exposed_s = late + late_per_token * last_chunk
+        cost = (queue_s + compute_s + exposed_s, ahead, -free_blocks)
         if best < 0 or cost < best_cost:
             best, best_cost = row, cost
     return best
@@ -94,7 +95,7 @@ def _decode_row(
     for row in fleet.rows_of[Role.DECODE]:
         (
             _, is_open, is_blocked, step_age_s, free_blocks, total_blocks, block_size,
-            ahead, kv_tokens, batch, max_legs, max_len, _, _, _, _, _, fixed, per_leg, per_token,
+            ahead, kv_tokens, batch, max_legs, max_len, _, _, _, _, _, _, fixed, per_leg, per_token,
         ) = rows[row]  # fmt: skip
         if (
             not is_open or is_blocked or step_age_s > hung_after_s

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+from router.exposed import Exposed
 
 Column = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -48,7 +49,7 @@ class WorkerView:
     blocked: bool = False  # answered Busy, no report since
     draining: bool = False
     fingerprint: str = ""
-    exposed_s_per_token: float = 0.0  # of KV: prefill end to commit, as seen lately
+    exposed: Exposed = Exposed()  # KV: prefill end to commit, as seen lately
 
     @property
     def free_blocks(self) -> int:
@@ -80,7 +81,8 @@ class Columns(NamedTuple):
     max_legs: Column
     max_len: Column
     chunk_tokens: Column
-    exposed_s_per_token: Column
+    exposed_fixed_s: Column
+    exposed_per_token_s: Column
     prefill_fixed_s: Column
     prefill_per_token_s: Column
     prefill_per_squared_token_s: Column
@@ -258,7 +260,8 @@ def _numbers(view: WorkerView) -> tuple[float, ...]:
         limits.max_running,
         limits.max_model_len,
         limits.chunk_tokens,
-        view.exposed_s_per_token,
+        view.exposed.fixed_s,
+        view.exposed.per_token_s,
         *status.cost.prefill.coefficients,
         *status.cost.decode.coefficients,
     )

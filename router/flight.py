@@ -25,7 +25,7 @@ from pdserve.messages import (
     WorkerEvent,
 )
 from pdserve.route_hints import RouteHints
-from pdserve.types import Attempt, Leg, Request, TokenEvent, TransferTicket
+from pdserve.types import Attempt, KvTiming, Leg, Request, TokenEvent, TransferTicket
 from router.actions import (
     Action,
     BarPair,
@@ -228,7 +228,7 @@ class Flight:
             case KvFailed():
                 return self._kv_failed(worker, event, now_s)
             case AlreadyCommitted():
-                return self._already_committed(worker, event)
+                return self._already_committed(worker, event, now_s)
             case Busy(epoch=epoch, leg=kind):
                 leg = self._legs.find(worker, epoch, kind)
                 return [] if leg is None else self._busy(leg)
@@ -293,8 +293,8 @@ class Flight:
             self._generated += [token.token_id for token in told.tokens]
             self.ledger.delivered(now_s, due, told.tokens[0].epoch, len(told.tokens))
             actions.append(Deliver(told.tokens))
-        if told.gap:
-            return actions + self._lose(leg, told.gap, now_s)
+        if told.gap:  # its worker knows of no fault and would go on
+            return [*actions, CancelLeg(leg, told.gap), *self._lose(leg, told.gap, now_s)]
         if told.end_it:
             self._legs.close(leg)  # ends by itself
             return actions + self._end(None, "finished", now_s)
@@ -318,8 +318,11 @@ class Flight:
             actions.append(BarPair(self._pair))
         return actions + self._lose(leg, f"{event.code}: {event.detail}", now_s)
 
-    def _already_committed(self, worker: WorkerRef, event: AlreadyCommitted) -> list[Action]:
-        """The worker goes on with an earlier attempt: that one is ours again."""
+    def _already_committed(
+        self, worker: WorkerRef, event: AlreadyCommitted, now_s: float
+    ) -> list[Action]:
+        """The worker goes on with an earlier attempt: that one is ours again, how its KV came is
+        not known any more."""
         leg = self._legs.find(worker, event.epoch, Leg.DECODE)
         if leg is None:
             return []
@@ -327,6 +330,8 @@ class Flight:
         actions: list[Action] = [*self._cancel_legs("committed under an earlier epoch")]
         self._legs.decode = replace(leg, epoch=event.committed_epoch)
         self.state = FlightState.COMMITTED
+        self.kv_at = worker
+        self.ledger.committed(now_s, KvTiming())
         return actions
 
     def _busy(self, leg: OpenLeg) -> list[Action]:

@@ -239,7 +239,7 @@ def _pair(
     num = 0 if barred else 1
     by_prefill: dict[float, list[WorkerRef]] = {}
     for prefill in look.best(prefills, order, num):
-        shipped_s = float(look.columns.exposed_s_per_token[look.fleet.row_of[prefill]])
+        shipped_s = float(look.columns.exposed_per_token_s[look.fleet.row_of[prefill]])
         if shipped_s not in by_prefill:
             by_prefill[shipped_s] = look.best(decodes, look.decode_order(decodes, shipped_s), num)
         for decode in by_prefill[shipped_s]:
@@ -297,7 +297,9 @@ def _place_colocated(look: Look) -> Colocated | Unplaced:
     workers &= look.prefill_has_room()
     if not workers.any():
         return Unplaced(Waiting.PREFILL_BUSY)
-    order = look.prefill_order(workers)
-    if look.limits.policy is RoutePolicy.COST:
-        order = order + look.decode_order(workers, 0.0)
+    if look.limits.policy is RoutePolicy.COST:  # nothing has to come over
+        parts = prefill_parts(look.columns, look.demand.num_context_tokens, look.cached)
+        order = parts.queue_s + parts.compute_s + look.decode_order(workers, 0.0)
+    else:
+        order = look.prefill_order(workers)
     return Colocated(look.best(workers, order, 1)[0])

@@ -115,7 +115,7 @@ class WorkerPool:
         """KV from a prefill worker was verified so long after its first token came."""
         session = self._sessions.get(prefill)
         if session is not None and num_tokens > 0:
-            session.observe_exposed(exposed_s, min(num_tokens, session.hello.limits.chunk_tokens))
+            session.observe_exposed(exposed_s, num_tokens)
 
     def holds(self, request_id: RequestId) -> bool:
         """Whether some worker still has a leg of this request."""

@@ -35,11 +35,10 @@ from pdserve.messages import (
 )
 from pdserve.types import Attempt, Leg, RequestId, Role, TransferTicket, WorkerStatus
 from router.bookings import Booking, Bookings, LegKey
+from router.exposed import ExposedEstimate
 from router.policy import WorkerRef, WorkerView
 
 logger = event_log(__name__)
-
-SMOOTHING = 0.2  # weight of the newest transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class WorkerSession:
         self._submit_seq = 0
         self._blocked = False
         self._draining = False
-        self._exposed_s_per_token = 0.0
+        self._exposed = ExposedEstimate(hello.limits.chunk_tokens)
         self._view: WorkerView | None = None  # None: something has changed
         self._outbox: asyncio.Queue[ToWorker] = asyncio.Queue()
         self._end: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
@@ -126,7 +125,7 @@ class WorkerSession:
             blocked=self._blocked,
             draining=self.is_draining,
             fingerprint=self.hello.model_fingerprint,
-            exposed_s_per_token=self._exposed_s_per_token,
+            exposed=self._exposed.at(self._clock.now()),
         )
 
     def silent_until_s(self, loss_s: float) -> float:
@@ -185,8 +184,7 @@ class WorkerSession:
 
     def observe_exposed(self, exposed_s: float, num_tokens: int) -> None:
         """KV of so many tokens from there was not hidden behind computing for so long."""
-        per_token_s = exposed_s / num_tokens
-        self._exposed_s_per_token += SMOOTHING * (per_token_s - self._exposed_s_per_token)
+        self._exposed.observe(exposed_s, num_tokens, self._clock.now())
         self._view = None
 
     # --- from the worker ----------------------------------------------------------------------

@@ -51,6 +51,7 @@ async def test_decode_gone_after_commit_forces_every_delivered_token(how: str) -
                 await decode.end(to_decode)
             case "gap":
                 await decode.tokens(to_decode, 3, [13])
+                await decode.take_cancel(to_decode)  # it knows of no fault and would go on
                 await decode.end(to_decode)
         other = await bench.join("D2", Role.DECODE) if how == "lost" else decode
         again = await prefill.take_submit()

@@ -11,6 +11,7 @@ import pytest
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
 from router.costs import decode_parts, prefill_parts
+from router.exposed import Exposed
 from router.fleet import NOMINAL, Fleet, WorkerRef, WorkerView
 from router.policy import Colocated, Demand, Placement, PolicyLimits, place
 from router.route_policy import RoutePolicy
@@ -94,7 +95,7 @@ def test_a_cache_is_weighed_against_a_queue(
 def test_decode_weighs_steps_blocks_and_kv(
     first: dict[str, int], second: dict[str, int], cached: tuple[int, int], expected: str
 ) -> None:
-    prefill = replace(view("P0"), exposed_s_per_token=1e-5)
+    prefill = replace(view("P0"), exposed=Exposed(0.002, 1e-5))
     views = [prefill, view("D0", **first), view("D1", **second)]
     assert chosen(views, [0, *cached])[1] == expected
 

@@ -10,6 +10,7 @@ import pytest
 
 from pdserve.step_cost import DecodeCost, PrefillCost, StepCost
 from pdserve.types import Role, WorkerId, WorkerLimits, WorkerStatus
+from router.exposed import Exposed
 from router.few_workers import MAX_WORKERS, place_among_few
 from router.fleet import Fleet, WorkerRef, WorkerView
 from router.local_prefill import LocalLimits, PrefillPlace
@@ -34,7 +35,7 @@ def some_worker(number: int, draw: random.Random) -> WorkerView:
         WorkerRef(WorkerId(f"w{number}"), "a", number), draw.choice(list(Role)),
         WorkerLimits(draw.choice([900, 2000]), 200, 100, 8, 320), draw.choice([8, 16]), status,
         unseen_blocks=draw.choice([0, 0, 5]), blocked=draw.random() < 0.1,
-        draining=draw.random() < 0.1, exposed_s_per_token=draw.choice([0.0, 1e-5]),
+        draining=draw.random() < 0.1, exposed=draw.choice([Exposed(), Exposed(0.002, 1e-5)]),
     )  # fmt: skip
 
 
