@@ -2,8 +2,10 @@
 
 It begins from a guess of the proportions, in the size of the first step and held as firmly as one:
 until prompts of several lengths have been seen, nearly all of a chunk's time counts as its tokens'
-and not as fixed (or a cached prefix would be worth nothing). Of a kind of step that has not run yet
-nothing is told. Knows no roles. Not covered: steps that mix prompts and decode rows.
+and not as fixed (or a cached prefix would be worth nothing), and what grows with the context is
+held small (or the noise of a few short prompts would set it, and a long one would seem to take
+minutes). Of a kind of step that has not run yet nothing is told. Knows no roles. Not covered: steps
+that mix prompts and decode rows.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from collections.abc import Sequence as SequenceOf
 from engine.step import StepRow
 from pdserve.step_cost import CostEstimator, DecodeCost, Features, PrefillCost, StepCost
 
-# A guess of 0 is not held at all.
-PROPORTIONS = StepCost(PrefillCost(1e-4, 1e-5, 0.0), DecodeCost(1e-3, 1e-4, 0.0))
+# Small is firm: the last of each is as much as lets a thousand tokens of context double the rest.
+PROPORTIONS = StepCost(PrefillCost(1e-4, 1e-5, 1e-8), DecodeCost(1e-3, 1e-4, 1e-6))
 
 # An observation takes some 35 us: 1 % of the steps' time.
 LEARN_FROM_ALL = 64  # steps of a kind; after these one is learnt from

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from engine.block_pool import BlockPool
@@ -35,6 +37,18 @@ def test_a_prefix_is_worth_its_tokens_after_prompts_of_one_length() -> None:
     cost = measured.cost.prefill
     assert cost.seconds(0, 256) == pytest.approx(0.256, rel=0.02)
     assert cost.seconds(192, 256) < 0.5 * 0.256
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_of_short_prompts_predicts_nothing_absurd_of_a_long_one(seed: int) -> None:
+    draw, measured = random.Random(seed), MeasuredCost()
+    for _ in range(3):
+        num_tokens = draw.randrange(1, 8)
+        measured.observe([row(0, num_tokens)], 0.002 * draw.uniform(0.7, 2.5))
+        for index in range(num_tokens, num_tokens + 8):
+            measured.observe([row(index, index + 1)], 0.0024 * draw.uniform(0.7, 2.5))
+    assert measured.cost.prefill.seconds(0, 600, 3) < 600 * 0.005  # a token's worth is no more
+    assert measured.cost.decode.seconds(1, 600) < 4 * 0.0024
 
 
 def test_what_steps_cost_is_found() -> None:
