@@ -1,12 +1,14 @@
 """``pdserve``: one console script, one file a command (cluster/commands). Loads nothing heavy.
 
-Exit status: 0 done, 1 it failed, 2 the options or the configuration are wrong, 130 interrupted.
+Exit status: 0 done, 1 it failed, 2 the options or the configuration are wrong, 130 interrupted, 141
+nobody reads what it prints any more.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -64,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-        return COMMANDS[name].load()(rest)
+        status = COMMANDS[name].load()(rest)
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         helping = f"pdserve {name} --help" if name in COMMANDS else "pdserve --help"
         print(f"pdserve: {error}\n  next: {error.next_step or helping}", file=sys.stderr)
@@ -76,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # What is buffered would be written at the end of the process, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.ready import RouterReady, WorkerReady
+from pdserve.errors import ConfigError
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
@@ -49,8 +50,29 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def check_ready_file(path: Path) -> None:
+    """Before a start that may take minutes.
+
+    Raises:
+        ConfigError: no file can be written there.
+    """
+    if path.is_dir():
+        problem = "is a folder"
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        problem = f"nothing can be written in {path.parent}"
+    else:
+        return
+    raise ConfigError(f"ready_file {path}: {problem}")
+
+
 def write_ready_file(path: Path, address: ServiceAddress, workers: Sequence[WorkerReady]) -> None:
-    """JSON: addresses, model, workers. Appears whole or not at all."""
+    """JSON: addresses, model, workers. Appears whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     document = {
         "http_url": address.http_url,
         "grpc_target": address.grpc_target,
@@ -59,5 +81,8 @@ def write_ready_file(path: Path, address: ServiceAddress, workers: Sequence[Work
         "workers": [dataclasses.asdict(worker) for worker in workers],
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"ready_file {path}: {error.strerror}") from error

@@ -58,6 +58,7 @@ class RouterApp:
             max_model_len=model.config.max_positions,
             eos_token_ids=model.eos_token_ids,
         )
+        config.check_ports()
         self.router = Router(config, self.model, clock)
         metrics = ServiceMetrics()
         recent = RecentRequests(config.trace_requests)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from pdserve.config import Option
+from pdserve.errors import ConfigError
 from pdserve.shared_options import (
     DEFAULT_DTYPE,
     DEFAULT_MODEL,
@@ -182,6 +183,16 @@ class RouterConfig:
     max_pair_bar_s: Annotated[
         float, Option("longest pause of a pair that could not move KV", unit="s", low=0.01)
     ] = 30.0
+
+    def check_ports(self) -> None:
+        """Raises ConfigError: two of them are one. Of a port in use the system would say that
+        another process has it."""
+        taken: dict[int, str] = {}
+        for name in ("http_port", "grpc_port", "worker_port"):
+            port = getattr(self, name)
+            if port and port in taken:
+                raise ConfigError(f"{name} and {taken[port]} are both {port}")
+            taken[port] = name
 
     @property
     def allows_mixed_weights(self) -> bool:

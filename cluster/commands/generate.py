@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from cluster.commands.reaching import reaching
@@ -27,7 +28,10 @@ def run_generate(argv: Sequence[str]) -> int:
         raise ConfigError("--http and --grpc: give one of them")
     prompt = str(sources.flags["prompt"])
     prompt = sys.stdin.read() if prompt == "-" else prompt
-    timing = _print_answer((_by_http if config.http else _by_grpc)(config, prompt))
+    # Closed here, whatever ends the printing: left to the end of the process, closing the channel
+    # would wait for threads that run no more.
+    with closing((_by_http if config.http else _by_grpc)(config, prompt)) as parts:
+        timing = _print_answer(parts)
     if config.timing and timing is not None:
         print("\n".join([*ledger_lines(timing), kv_line(timing)]), file=sys.stderr)
     return 0
@@ -47,7 +51,7 @@ def _print_answer(parts: Iterator[Part]) -> RequestTiming | None:
     return timing
 
 
-def _by_grpc(config: GenerateConfig, prompt: str) -> Iterator[Part]:
+def _by_grpc(config: GenerateConfig, prompt: str) -> Generator[Part]:
     options: GenerateOptions = {
         "max_tokens": config.max_tokens,
         "temperature": config.temperature,
@@ -68,7 +72,7 @@ def _by_grpc(config: GenerateConfig, prompt: str) -> Iterator[Part]:
             yield stream.timing
 
 
-def _by_http(config: GenerateConfig, prompt: str) -> Iterator[Part]:
+def _by_http(config: GenerateConfig, prompt: str) -> Generator[Part]:
     body: dict[str, Any] = {
         "max_tokens": config.max_tokens,
         "temperature": config.temperature,

@@ -18,6 +18,7 @@ import uvloop
 from cluster.catalogue import check_file, known_variables
 from cluster.ready import WorkerReady, encode_ready
 from cluster.role_app import enter_decode, enter_prefill, enter_router
+from kvtransfer.transports.addresses import split_address
 from pdserve.app import (
     ProcessConfig,
     end_with_parent,
@@ -27,6 +28,7 @@ from pdserve.app import (
 )
 from pdserve.clock import MonotonicClock
 from pdserve.config import unknown_variables
+from pdserve.errors import ConfigError
 from pdserve.log import event_log, setup_logging
 from pdserve.role_options import RoleOptions, read_role, role_parser
 
@@ -59,6 +61,7 @@ def run_prefill(argv: Sequence[str]) -> int:
     options = _read("prefill", about, PrefillConfig, argv)
     config = options.config
     config = replace(config, worker_id=config.worker_id or _made_up_id("prefill"))
+    _check_routers(config.routers)
     _begin(options, config.worker_id)
     return _run(_serve_prefill(config, options.process))
 
@@ -70,8 +73,20 @@ def run_decode(argv: Sequence[str]) -> int:
     options = _read("decode", about, DecodeConfig, argv)
     config = options.config
     config = replace(config, worker_id=config.worker_id or _made_up_id("decode"))
+    _check_routers(config.routers)
     _begin(options, config.worker_id)
     return _run(_serve_decode(config, options.process))
+
+
+def _check_routers(routers: Sequence[str]) -> None:
+    """Raises ConfigError: none, or one that is no address and would be dialled for ever."""
+    if not routers:
+        raise ConfigError("routers: a worker needs one at least, --router host:port")
+    for router in routers:
+        try:
+            split_address(router)
+        except ConfigError:
+            raise ConfigError(f"routers: must be host:port, not {router!r}") from None
 
 
 def _made_up_id(role: str) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol
 from cluster.host import inspect_host
 from cluster.plan import ServicePlan, read_plan, service_parser
 from cluster.ready import WorkerReady
-from cluster.service import ServiceAddress, write_ready_file
+from cluster.service import ServiceAddress, check_ready_file, write_ready_file
 from cluster.spec import ClusterSpec
 from engine.build import prepare
 from engine.config import EngineConfig
@@ -47,6 +47,9 @@ class Launcher(Protocol):
 def run_serve(argv: Sequence[str]) -> int:
     started_s = time.monotonic()
     plan = read_plan(service_parser("pdserve serve", __doc__.splitlines()[0]).parse(argv))
+    plan.router.check_ports()
+    if plan.serve.ready_file:
+        check_ready_file(Path(plan.serve.ready_file))
     setup_logging(plan.log)
     end_with_parent(plan.process)
     say = line_sayer(plan.log)

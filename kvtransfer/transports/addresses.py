@@ -22,13 +22,26 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def check_told(option: str, listen: str, advertise: str) -> None:
-    """Raises ConfigError: it listens everywhere, and no address is told."""
-    host = listen.rpartition(":")[0]
+def listen_address(option: str, listen: str, advertise: str) -> tuple[str, int]:
+    """(host, port) to listen on, which must be known to those who dial: port 99999 would be bound
+    as 34463.
+
+    Raises:
+        ConfigError: it is no address, or listens everywhere and no address is told.
+    """
+    try:
+        host, port = split_address(listen)
+    except ConfigError:
+        raise ConfigError(f"{option} must be host:port, not {listen!r}") from None
+    if advertise != "".join(advertise.split()) or (
+        _has_port(advertise) and int(advertise.rpartition(":")[2]) > 65535
+    ):
+        raise ConfigError(f"advertise must be host or host:port, not {advertise!r}")
     if host in _EVERY_ADDRESS and not advertise:
         raise ConfigError(
             f"advertise must be given with {option} {listen}: no decode worker can dial {host}"
         ).advise("add --advertise with this host's address as decode workers know it")
+    return host, port
 
 
 def told_address(host: str, port: int, advertise: str) -> str:

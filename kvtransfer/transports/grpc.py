@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from kvtransfer.config import MIB
-from kvtransfer.transports.addresses import check_told, told_address, warn_beyond_loopback
+from kvtransfer.transports.addresses import listen_address, told_address, warn_beyond_loopback
 from kvtransfer.transports.base import Handler
 from pdserve.errors import ConfigError, PeerUnreachable
 from pdserve.freed_memory import keep_freed_memory
@@ -63,8 +63,7 @@ class GrpcListener:
             finally:
                 self._handling.discard(task)
 
-        host = self._listen.rpartition(":")[0]
-        check_told("listen", self._listen, self._advertise)
+        host, _ = listen_address("listen", self._listen, self._advertise)
         options = {
             **dict(server_options(_MAX_READER_MESSAGE_BYTES)),
             "grpc.max_send_message_length": -1,  # the reader's limit decides

@@ -13,7 +13,7 @@ import socket
 
 from kvtransfer.config import MIB
 from kvtransfer.transports.addresses import (
-    check_told,
+    listen_address,
     split_address,
     told_address,
     warn_beyond_loopback,
@@ -44,8 +44,7 @@ class TcpListener:
 
     async def start(self, handler: Handler) -> Endpoint:
         """Raises ConfigError if the address cannot be bound."""
-        check_told("stream_listen", self._listen, self._advertise)
-        host, port = split_address(self._listen)
+        host, port = listen_address("stream_listen", self._listen, self._advertise)
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         try:
             server = socket.create_server((host.strip("[]"), port), family=family, backlog=_BACKLOG)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import sys
 
 import pytest
 
 from cluster.cli import main
 from pdserve.rpc.health import wait_serving
 from support.local_service import Command, command, inproc_service
+from support.source_tree import ROOT
 
 SHORT = ("--max-tokens=5", "--timing")
 
@@ -136,3 +139,20 @@ async def test_a_worker_of_another_model_is_refused_and_ends_with_the_reason() -
         async with command("decode", "--engine=fake", "--dtype=bfloat16", dial) as decode:
             assert await decode.rest() == 1
             assert "model_fingerprint" in decode.lines[-2]
+
+
+async def test_an_answer_that_nobody_reads_ends_the_command() -> None:
+    """As with ``| head -c1``: it must neither wait for ever nor show a traceback."""
+    async with inproc_service("--fake-decode-ms=5") as service:
+        read_fd, write_fd = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cluster", "generate", "hi", "--raw", "--max-tokens=2000",
+            f"--grpc-target={service.address.grpc_target}",
+            cwd=ROOT, stdout=write_fd, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        os.close(write_fd)
+        await asyncio.to_thread(os.read, read_fd, 1)
+        os.close(read_fd)
+        assert process.stderr is not None
+        assert await process.stderr.read() == b""
+        assert await process.wait() == 141

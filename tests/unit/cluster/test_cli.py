@@ -23,6 +23,15 @@ def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--mode", "both"], "mode must be one of disaggregated, colocated"),
         (["decode", "--dtype", "int4"], "dtype must be one of float32, bfloat16"),
         (["serve", "--cpus", "x"], "cpus must look like"),
+        (["decode", "--router", ""], "routers: a worker needs one at least"),
+        (["prefill", "--router", "nonsense"], "routers: must be host:port, not 'nonsense'"),
+        (["decode", "--router", "r:99999"], "routers: must be host:port, not 'r:99999'"),
+        (["serve", "--ready-file", "/no/such/x.json"], "x.json: there is no folder /no/such"),
+        (["serve", "--ready-file", "/"], "ready_file /: is a folder"),
+        (
+            ["serve", "--http-port", "81", "--worker-port", "81"],
+            "worker_port and http_port are both 81",
+        ),
         (["model", "burn", "smollm2"], "invalid choice: 'burn'"),
     ],
 )

@@ -74,6 +74,24 @@ def test_nothing_to_offer_is_refused() -> None:
         own_listeners(config, UNSEEN)
 
 
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (PrefillConfig(listen="127.0.0.1:99999"), "listen must be host:port"),
+        (PrefillConfig(listen="nonsense"), "listen must be host:port"),
+        (PrefillConfig(stream_listen="127.0.0.1:99999"), "stream_listen must be host:port"),
+        (PrefillConfig(advertise="a b"), "advertise must be host or host:port"),
+        (PrefillConfig(advertise="p:99999"), "advertise must be host or host:port"),
+    ],
+)
+async def test_what_is_no_address_is_refused(config: PrefillConfig, problem: str) -> None:
+    """gRPC would take port 99999 for 34463, and decode workers would be told of it."""
+    with pytest.raises(ConfigError, match=problem):
+        await own_listeners(config, UNSEEN)[-1 if problem.startswith("listen") else 0].start(
+            _nothing
+        )
+
+
 async def test_a_port_in_use_is_refused_by_the_options_name() -> None:
     first = own_listeners(PrefillConfig(), UNSEEN)
     endpoint = await first[0].start(_nothing)
