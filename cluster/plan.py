@@ -65,6 +65,16 @@ class ServicePlan:
     def wants_cuda(self) -> bool:
         return any(self.engine(role).device.startswith("cuda") for role in self.roles)
 
+    def idle_prefill_workers(self, sources: Sources) -> str:
+        """What to tell of a number of prefill workers that was given and is passed over."""
+        given = _given_prefill_workers(sources) if self.router.is_colocated else None
+        if given is None:
+            return ""
+        return (
+            f"prefill_workers {given.value} (from {given.origin}) is passed over: in colocated mode"
+            " decode workers compute the prompts; --decode-workers says how many"
+        )
+
     def cluster_spec(self, host: Host) -> ClusterSpec:
         """Raises ConfigError if the host has too little for it."""
         serve = self.serve
@@ -232,16 +242,22 @@ def _check_router_agrees(plan: ServicePlan, sources: Sources) -> None:
 
 
 def _check_prefill_workers_have_work(plan: ServicePlan, sources: Sources) -> None:
-    """In colocated mode the number is passed over, so that one set of options serves both modes;
-    here who gave one expects prompts to go there, and none would."""
+    """In colocated mode the number is passed over and told, so that one set of options serves both
+    modes; here who gave one expects prompts to go there, and none would."""
     if plan.router.is_colocated or Role.PREFILL in plan.roles:
         return
+    if given := _given_prefill_workers(sources):
+        raise ConfigError(
+            f"prefill_workers is {given.value} (from {given.origin}), but with prefill_place "
+            f"{plan.router.prefill_place} no prompt goes to a prefill worker"
+        ).advise("leave out --prefill-workers, or take another --prefill-place")
+
+
+def _given_prefill_workers(sources: Sources) -> Resolved | None:
     for each in resolve(ServeConfig, "serve", sources):
         if each.field.name == "prefill_workers" and not each.is_default:
-            raise ConfigError(
-                f"prefill_workers is {each.value} (from {each.origin}), but with prefill_place "
-                f"{plan.router.prefill_place} no prompt goes to a prefill worker"
-            ).advise("leave out --prefill-workers, or take another --prefill-place")
+            return each
+    return None
 
 
 def _without_shared(sources: Sources, names: tuple[str, ...]) -> Sources:

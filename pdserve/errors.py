@@ -5,6 +5,7 @@
     ├── ModelFileError             a model file is missing, truncated, unsupported (named)
     ├── RequestError               the fault of one request
     │   ├── InvalidRequest         400 INVALID_ARGUMENT    field and limit named
+    │   │   └── ContextTooLong     400 INVALID_ARGUMENT    prompt and answer over the context
     │   ├── PayloadTooLarge        413 RESOURCE_EXHAUSTED
     │   ├── UnknownModel           404 NOT_FOUND
     │   ├── UnknownRequest         404 NOT_FOUND           its ledger is not kept (any more)
@@ -84,6 +85,12 @@ class InvalidRequest(RequestError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt, or prompt and answer, are longer than the context. The code is OpenAI's."""
+
+    code = "context_length_exceeded"
 
 
 class PayloadTooLarge(RequestError):

@@ -139,7 +139,8 @@ def _metavar(field: OptionField) -> str:
     if field.option.choices:
         return "|".join(field.option.choices)
     if field.option.unit:
-        return field.option.unit.upper().replace("%", "PERCENT")
+        # "MS" would be megaseconds, and a micro sign in upper case is a Greek M: as they are.
+        return field.option.unit.replace("%", "percent").replace(" ", "-")
     return {int: "N", float: "X", Path: "PATH"}.get(field.kind, "TEXT")
 
 

@@ -6,7 +6,7 @@ The router checks the same things earlier and in the client's words; this is the
 
 from __future__ import annotations
 
-from pdserve.errors import InvalidRequest, PdserveError, TicketUnknown
+from pdserve.errors import ContextTooLong, InvalidRequest, PdserveError, TicketUnknown
 from pdserve.messages import Hello, Submit
 
 
@@ -15,7 +15,7 @@ def find_fault(submit: Submit, hello: Hello) -> PdserveError | None:
     attempt, limits = submit.attempt, hello.limits
     num_tokens = attempt.num_context_tokens
     if num_tokens > limits.max_model_len:
-        return InvalidRequest("prompt", f"{num_tokens} tokens, at most {limits.max_model_len}")
+        return ContextTooLong("prompt", f"{num_tokens} tokens, at most {limits.max_model_len}")
     if hello.layout.num_blocks(num_tokens) > limits.total_blocks:
         return InvalidRequest(
             "prompt", f"{num_tokens} tokens never fit {limits.total_blocks} KV blocks"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdserve.errors import InvalidRequest, Overloaded
+from pdserve.errors import ContextTooLong, InvalidRequest, Overloaded
 from pdserve.types import ModelInfo, Request, Role
 from router.policy import WorkerView
+from router.prompt_limits import counted
 
 _SMOOTHING = 0.1  # weight of the newest prompt in the speed
 MIN_RETRY_AFTER_S = 1.0
@@ -80,10 +81,10 @@ def check_model(request: Request, model: ModelInfo) -> None:
             raise InvalidRequest(name, f"token id {wrong} is not in [0, {model.vocab_size - 1}]")
     num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
     if num_prompt + max_tokens > model.max_model_len:
-        raise InvalidRequest(
+        raise ContextTooLong(
             "max_tokens",
-            f"{num_prompt} prompt tokens and {max_tokens} to generate are more than the context"
-            f" of {model.max_model_len} tokens",
+            f"{counted(num_prompt, 'prompt token')} and {max_tokens} to generate are more than the"
+            f" context of {model.max_model_len} tokens",
         )
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pdserve.errors import DeadlineExceeded, InvalidRequest, PdserveError, RetriesExhausted
+from pdserve.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    InvalidRequest,
+    PdserveError,
+    RetriesExhausted,
+)
 from pdserve.messages import Failed
 from pdserve.types import WorkerId
 
@@ -41,7 +47,8 @@ def own_fault(event: Failed) -> PdserveError | None:
     """The error of a leg that would fail in the same way on every worker; None for others."""
     if event.code == DeadlineExceeded.code:
         return DeadlineExceeded(event.detail)
-    if event.code == InvalidRequest.code:
-        field, _, problem = event.detail.partition(": ")
-        return InvalidRequest(field, problem)
+    for cls in (InvalidRequest, ContextTooLong):
+        if event.code == cls.code:
+            field, _, problem = event.detail.partition(": ")
+            return cls(field, problem)
     return None

@@ -35,7 +35,7 @@ from pdserve.types import (
 from router.answer_text import AnswerText
 from router.face_timing import FaceTiming
 from router.generation import Generation, TokenService
-from router.prompt_limits import check_prompt, check_token_ids
+from router.prompt_limits import answer_limit, check_prompt, check_token_ids
 from router.recent_requests import RecentRequests
 from router.request_spans import record_request, record_send
 from router.text_job import (
@@ -168,14 +168,7 @@ class TextService:
     ) -> Request:
         model = self._tokens.model
         check_prompt(prompt_ids, model, job.prompt_field)
-        room = model.max_model_len - len(prompt_ids)
-        max_tokens = room if job.max_tokens is None else job.max_tokens
-        if max_tokens > room:
-            raise InvalidRequest(
-                "max_tokens",
-                f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones are "
-                f"{len(prompt_ids) + max_tokens}, more than the context of {model.max_model_len}",
-            )
+        max_tokens = answer_limit(len(prompt_ids), job.max_tokens, model)
         sampling = replace(job.sampling, max_tokens=max_tokens, seed=seed)
         check_token_ids("stop_token_ids", sampling.stop_token_ids, model.vocab_size)
         bias_ids = tuple(token_id for token_id, _ in sampling.logit_bias)

@@ -46,13 +46,16 @@ class Launcher(Protocol):
 
 def run_serve(argv: Sequence[str]) -> int:
     started_s = time.monotonic()
-    plan = read_plan(service_parser("pdserve serve", __doc__.splitlines()[0]).parse(argv))
+    sources = service_parser("pdserve serve", __doc__.splitlines()[0]).parse(argv)
+    plan = read_plan(sources)
     plan.router.check_ports()
     if plan.serve.ready_file:
         check_ready_file(Path(plan.serve.ready_file))
     setup_logging(plan.log)
     end_with_parent(plan.process)
     say = line_sayer(plan.log)
+    if idle := plan.idle_prefill_workers(sources):
+        say(idle)
     launcher = launcher_of(plan, say)
     with asyncio.Runner() as runner:
         return runner.run(_serve(plan, launcher, started_s, say))

@@ -147,9 +147,9 @@ def _json(value: msgspec.Struct, status: int = 200) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """No such path, or no such method on it."""
     assert isinstance(error, HTTPException)
-    body = plain_error_body(
-        f"{error.detail}: {request.method} {request.url.path}", "invalid_request_error", "not_found"
-    )
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    told = f"{error.detail}: {request.method} {request.url.path}"
+    body = plain_error_body(told, "invalid_request_error", code)
     return Response(body, error.status_code, headers=dict(error.headers or {}), media_type=_JSON)
 
 

@@ -1,8 +1,8 @@
 """Refusing by name what a body asks for and this service does not do.
 
-A field that other servers honour and that would change the answer must not be passed over. Fields
-that only hint (``user``, ``store``, ``reasoning_effort``, ...) are: they are in no schema. This
-module does not know what is done with the fields that are supported (jobs.py).
+A field of OpenAI, vLLM or SGLang that would change the answer must not be passed over. Fields that
+only hint (``user``, ``store``, ``reasoning_effort``, ...) are, and unknown ones: they are in no
+schema. This module does not know what is done with the fields that are supported (jobs.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ _UNSUPPORTED = {
     "guided_regex": _CONSTRAINED,
     "guided_choice": _CONSTRAINED,
     "guided_grammar": _CONSTRAINED,
+    "guided_structural_tag": _CONSTRAINED,
     "grammar": _CONSTRAINED,
+    "regex": _CONSTRAINED,
+    "json_schema": _CONSTRAINED,
+    "ebnf": _CONSTRAINED,
+    "structural_tag": _CONSTRAINED,
+    "lora_path": "is not supported: the model is served as it is",
+    "logits_processors": "are not supported; logit_bias can favour and bar tokens",
+    "custom_logit_processor": "is not supported; logit_bias can favour and bar tokens",
+    "stop_regex": "is not supported; stop takes strings",
+    "return_token_ids": "is not supported: /tokenize gives the ids of a text",
+    "return_hidden_states": "is not supported",
+    "kv_transfer_params": "is not supported: the router places KV itself",
     "use_beam_search": "is not supported: tokens are sampled",
     "prompt_logprobs": "is not supported: only generated tokens have log probabilities",
     "prompt_embeds": "is not supported: a prompt is text or token ids",
@@ -46,6 +58,11 @@ def check_common(body: GenerationRequest) -> None:
         "response_format.type",
         wanted is not None and wanted.type != "text",
         f"only 'text' is supported, not {wanted and wanted.type!r}",
+    )
+    refuse(
+        "length_penalty",
+        body.length_penalty not in (None, 1),
+        "only 1 is supported: there is no beam search",
     )
     refuse("skip_special_tokens", body.skip_special_tokens is False, "only true is supported")
 

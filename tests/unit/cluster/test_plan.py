@@ -99,6 +99,18 @@ def test_a_number_of_prefill_workers_that_nobody_would_use_is_refused(tmp_path: 
     assert plan_of(place, "--prefill-workers=2", "--mode=colocated").roles == (Role.DECODE,)
 
 
+def test_a_number_of_prefill_workers_is_told_where_it_is_passed_over() -> None:
+    def told(*argv: str) -> str:
+        sources = service_parser("pdserve serve", "about").parse(argv)
+        return read_plan(sources).idle_prefill_workers(sources)
+
+    assert told("--prefill-workers=3", "--mode=colocated").startswith(
+        "prefill_workers 3 (from --prefill-workers) is passed over: in colocated mode"
+    )
+    assert told("--mode=colocated") == ""
+    assert told("--prefill-workers=3") == ""
+
+
 def test_compare_needs_prefill_workers() -> None:
     plan = plan_of("--prefill-place=always-local")
     with pytest.raises(ConfigError, match="leave --prefill-place always-local out"):

@@ -235,7 +235,7 @@ def test_help_shows_unit_choices_and_default(capsys: pytest.CaptureFixture[str])
         parse("--help")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--grace-s S time to finish (in s, default 10)" in text
+    assert "--grace-s s time to finish (in s, default 10)" in text
     assert "--dtype float32|bfloat16" in text
     assert "--threads N compute threads (default 3)" in text
     assert "may be repeated, default none" in text

@@ -103,6 +103,19 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
         ({"structured_outputs": {"regex": "x"}}, "structured_outputs", "free text only"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "only generated tokens"),
         ({"use_beam_search": True}, "use_beam_search", "are sampled"),
+        ({"regex": "a+"}, "regex", "free text only"),
+        ({"json_schema": "{}"}, "json_schema", "free text only"),
+        ({"ebnf": "root ::= 'a'"}, "ebnf", "free text only"),
+        ({"structural_tag": "{}"}, "structural_tag", "free text only"),
+        ({"guided_structural_tag": "x"}, "guided_structural_tag", "free text only"),
+        ({"lora_path": "/x"}, "lora_path", "as it is"),
+        ({"logits_processors": ["x"]}, "logits_processors", "logit_bias"),
+        ({"custom_logit_processor": "x"}, "custom_logit_processor", "logit_bias"),
+        ({"stop_regex": "x"}, "stop_regex", "takes strings"),
+        ({"return_token_ids": True}, "return_token_ids", "/tokenize"),
+        ({"return_hidden_states": True}, "return_hidden_states", "not supported"),
+        ({"kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params", "places KV"),
+        ({"length_penalty": 1.2}, "length_penalty", "only 1"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "is refused"),
         ({"skip_special_tokens": False}, "skip_special_tokens", "only true"),
         ({"pdserve_timeout_s": 0}, "pdserve_timeout_s", "must lie in"),
@@ -240,4 +253,30 @@ async def test_wrong_paths_and_methods() -> None:
         missing = await face.client.get("/v1/embeddings")
         assert missing.status_code == 404
         assert missing.json()["error"]["message"] == "Not Found: GET /v1/embeddings"
-        assert (await face.client.get(CHAT)).status_code == 405
+        assert missing.json()["error"]["code"] == "not_found"
+        wrong_method = await face.client.get(CHAT)
+        assert wrong_method.status_code == 405
+        assert wrong_method.headers["allow"] == "POST"
+        assert wrong_method.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"regex": None, "json_schema": "", "lora_path": None, "length_penalty": 1.0},
+        {"tools": [], "logits_processors": [], "return_token_ids": False},
+        {"kv_transfer_params": {}, "use_beam_search": False, "no_such_field": 5, "user": "x"},
+    ],
+)
+async def test_neutral_values_and_unknown_fields_change_nothing(fields: dict[str, Any]) -> None:
+    async with http_face(script("x")) as face:
+        assert (await face.chat(**fields)).status_code == 200
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "x" * 600}, {"prompt": "x", "max_tokens": 512}])
+async def test_what_is_over_the_context_has_openais_code(fields: dict[str, Any]) -> None:
+    async with http_face(script("x")) as face:
+        response = await face.complete(**fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert face.count("errors_total", code="context_length_exceeded") == 1

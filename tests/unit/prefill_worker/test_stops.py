@@ -146,7 +146,7 @@ async def test_failed_step_fails_its_legs_and_spares_the_others(bench: Bench) ->
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"num_tokens": 61}, "invalid_request", "at most 60"),
+        ({"num_tokens": 61}, "context_length_exceeded", "at most 60"),
         ({"token": 320}, "invalid_request", "token id 320"),
         ({"token": -1}, "invalid_request", "token id -1"),
         ({"incarnation": "older"}, "ticket_unknown", "older"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdserve.errors import DeadlineExceeded, InvalidRequest, RetriesExhausted
+from pdserve.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, RetriesExhausted
 from pdserve.messages import Ended, Submit
 from pdserve.types import FinishReason, Leg, Role
 from support.router_bench import RouterBench
@@ -144,7 +144,11 @@ async def test_workers_that_left_by_their_own_will_did_not_die() -> None:
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [("invalid_request", InvalidRequest), ("deadline_exceeded", DeadlineExceeded)],
+    [
+        ("invalid_request", InvalidRequest),
+        ("context_length_exceeded", ContextTooLong),
+        ("deadline_exceeded", DeadlineExceeded),
+    ],
 )
 async def test_a_fault_of_the_request_itself_is_not_tried_again(
     code: str, error: type[Exception]

@@ -10,6 +10,7 @@ import pytest
 
 from pdserve.clock import ManualClock
 from pdserve.errors import (
+    ContextTooLong,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -103,6 +104,10 @@ async def test_chats_and_token_ids_are_prompts_too() -> None:
         ({"prompt": ChatPrompt(())}, "messages: must hold at least one message"),
         ({"prompt": ChatPrompt((ChatMessage("user", "x" * 64),))}, "messages: .* leave no room"),
         ({"max_tokens": 63}, "max_tokens: 2 prompt tokens and 63 new ones are 65, .* of 64"),
+        (
+            {"prompt": TokenPrompt((1,)), "max_tokens": 64},
+            "max_tokens: 1 prompt token and 64 new ones",
+        ),
         ({"max_tokens": 0}, "max_tokens"),
         ({"seed": -1}, "seed"),
         ({"sampling": SamplingParams(stop_token_ids=(300,))}, "stop_token_ids: token id 300"),
@@ -117,11 +122,13 @@ async def test_unusable_jobs_are_refused_by_field_and_limit(
     fields: dict[str, object], message: str
 ) -> None:
     tokens, metrics = ScriptedTokens(script("x"), max_model_len=64), ServiceMetrics()
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
         await service(tokens, metrics).start(job(**fields))
     assert tokens.requests == []
     assert sample(metrics, "pdserve_requests_total", outcome="refused") == 1
-    assert sample(metrics, "pdserve_errors_total", code="invalid_request") == 1
+    assert sample(metrics, "pdserve_errors_total", code=caught.value.code) == 1
+    is_too_long = "leave no room" in message or "new ones" in message
+    assert isinstance(caught.value, ContextTooLong) == is_too_long
 
 
 def test_a_job_checks_what_needs_no_model() -> None:
