@@ -7,6 +7,7 @@ are pinned while a copy runs, and a copy has ended when a call returns or is can
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import Frame
 from kvtransfer.store import BlockBuffers, BlockCopier, Lease
 from kvtransfer.transports.base import PayloadLane, Placed, Window
-from pdserve.errors import FrameCorrupt
+from pdserve.errors import FrameCorrupt, PeerSilent
 
 
 async def block_pieces(buffers: BlockBuffers, block_ids: Sequence[int]) -> tuple[memoryview, ...]:
@@ -72,6 +73,19 @@ def following(lane: PayloadLane) -> Fill:
             placed(piece)
 
     return Fill(put, at_once_bytes=0)
+
+
+def bounded(fill: Fill, timeout_s: float) -> Fill:
+    """One call takes no longer than this. Raises PeerSilent."""
+
+    async def put(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await fill.put(index, pieces, placed)
+        except TimeoutError:
+            raise PeerSilent(f"a payload did not come within {timeout_s:g} s") from None
+
+    return Fill(put, fill.at_once_bytes)
 
 
 def lying_there(frame: Frame, window: Window) -> Fill:
@@ -135,6 +149,7 @@ async def place_frame(
             differs was not written.
         EngineFailure: the device failed to copy.
         PeerUnreachable: the holder's memory is gone.
+        PeerSilent: the payload did not come.
     """
     block_ids = [lease.block_at(index) for index in blocks]
     lease.pin()

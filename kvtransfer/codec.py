@@ -16,6 +16,7 @@ from kvtransfer.header_fields import MAX_CHECKSUM, HeaderFields
 from kvtransfer.messages import (
     Accept,
     Ack,
+    Alive,
     Commit,
     Credit,
     Finished,
@@ -206,6 +207,7 @@ _TYPES: dict[int, type[KvMessage]] = {
     9: Refused,
     10: Finished,
     11: Probe,
+    12: Alive,
 }
 _FIELD_NAMES = {
     cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in _TYPES.values()
@@ -222,6 +224,7 @@ _DECODERS: dict[type[KvMessage], Callable[[HeaderFields], KvMessage]] = {
     ),
     Commit: _decode_commit,
     Ack: lambda fields: Ack(),
+    Alive: lambda fields: Alive(),
     Nack: lambda fields: Nack(fields.text("code"), fields.text("detail")),
     Credit: lambda fields: Credit(fields.count("num_bytes")),
     Refused: lambda fields: Refused(fields.text("code"), fields.text("detail")),

@@ -66,9 +66,18 @@ class TransferConfig:
     send_timeout_s: Annotated[
         float, Option("a peer that takes no bytes for so long is cut", unit="s", low=0)
     ] = 30.0
+    silence_timeout_s: Annotated[
+        float,
+        Option("a holder that says nothing for so long is given up by its reader; it says that it "
+               "lives in every tenth of it: the same for all workers", unit="s", low=0.01),
+    ] = 30.0  # fmt: skip
     farewell_timeout_s: Annotated[
         float, Option("wait for a peer to end the stream after the last message", unit="s", low=0)
     ] = 2.0
+
+    @property
+    def alive_every_s(self) -> float:
+        return self.silence_timeout_s / 10
 
     def allows(self, transport: str) -> bool:
         """Raises ConfigError: ``kv_transports`` has a name that is no transport's."""

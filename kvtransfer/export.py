@@ -6,6 +6,8 @@
 
 Changed by the prefill worker (``advance`` ... ``close``) and by the session of the reader
 (``attach`` ... ``acknowledge``). Owns no blocks: whoever leased them releases them after the end.
+Its time runs while nobody reads it, and once all is computed; whatever moves it on begins it anew
+(``touch``). While a reader waits for what is still to be computed it stands still.
 Knows neither bytes nor connections.
 """
 
@@ -21,6 +23,8 @@ from kvtransfer.store import Lease
 from pdserve.clock import Clock
 from pdserve.errors import PdserveError, StaleEpoch, TicketExpired
 from pdserve.types import TransferTicket
+
+LEAST_PAUSE_S = 0.01  # between two looks at the time: a ticket that has none must not spin
 
 
 class ExportOutcome(StrEnum):
@@ -65,6 +69,7 @@ class Export:
         self._opened = asyncio.Event()
         self._ended = asyncio.Event()
         self._outcome: ExportOutcome | None = None
+        self._moved_s = clock.now()
         self._expiry = self._start_expiry()
 
     # --- for the worker -----------------------------------------------------------------------
@@ -97,12 +102,14 @@ class Export:
         """KV of so many tokens is in the blocks, from the start."""
         assert self.num_computed <= num_computed_tokens <= self.num_tokens, "advance out of range"
         self.num_computed = num_computed_tokens
+        self.touch()
         self._wake_reader()
 
     def commit(self, first_token: FirstTokenInfo) -> None:
         """All is computed and the first token is known (and is not the last)."""
         assert self.num_computed == self.num_tokens, "commit before everything is computed"
         self.first_token = first_token
+        self.touch()
         self._wake_reader()
 
     def finish_early(self) -> None:
@@ -127,6 +134,7 @@ class Export:
         self.num_reads = 0
         self._opened.clear()
         self._expiry.cancel()
+        self.touch()
         self._expiry = self._start_expiry()
         self._on_change(self)
         return True
@@ -140,6 +148,7 @@ class Export:
         self._reader = reader
         self.num_reads += 1
         self.last_failure = None
+        self.touch()
         self._opened.set()
 
     def detach(self, reader: Reader, failure: PdserveError) -> None:
@@ -147,6 +156,11 @@ class Export:
         if reader is self._reader:
             self._reader = None
             self.last_failure = failure
+            self.touch()
+
+    def touch(self) -> None:
+        """The read has moved on: the ticket's time begins anew."""
+        self._moved_s = self._clock.now()
 
     def acknowledge(self, reader: Reader) -> None:
         """The reader has verified everything."""
@@ -159,7 +173,12 @@ class Export:
 
     async def _expire(self) -> None:
         expires_in_s = self.ticket.expires_in_s
-        await self._clock.sleep(expires_in_s)
+        while True:
+            left_s = self._moved_s + expires_in_s - self._clock.now()
+            reader_waits = self._reader is not None and self.first_token is None
+            if left_s <= 0 and not reader_waits:
+                break
+            await self._clock.sleep(left_s if left_s > 0 else max(expires_in_s, LEAST_PAUSE_S))
         detail = f"not read within {expires_in_s:g} s"
         self._end(ExportOutcome.EXPIRED, Refused(TicketExpired.code, detail))
 

@@ -70,8 +70,8 @@ class Exporter:
     def offer(self, ticket: TransferTicket, lease: Lease, num_tokens: int) -> Export:
         """Let readers with this ticket have the KV of ``num_tokens`` tokens in ``lease``.
 
-        The ticket's time runs from now. The lease stays the caller's, who releases it when the
-        export has ended; before that only together with ``Export.close``.
+        The ticket's time is counted as export.py says. The lease stays the caller's, who releases
+        it when the export has ended; before that only together with ``Export.close``.
         """
         assert not self._closed, "offer after close"
         assert lease.num_blocks >= self._buffers.layout.num_blocks(num_tokens), "lease too small"

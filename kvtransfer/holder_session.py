@@ -24,6 +24,7 @@ from kvtransfer.lent_blocks import LentBlocks
 from kvtransfer.messages import (
     Accept,
     Ack,
+    Alive,
     Commit,
     Credit,
     Finished,
@@ -131,7 +132,7 @@ class HolderSession:
             await self._send(Ready(export.num_tokens))
             while not self._over:
                 if not await self._send_next(export):
-                    await self._woken()
+                    await self._woken_or_alive()
         if self._farewell is not None:
             await self._send(self._farewell)
 
@@ -159,6 +160,15 @@ class HolderSession:
         self._wake.clear()
         if not self._over:
             await self._wake.wait()
+
+    async def _woken_or_alive(self) -> None:
+        """As ``_woken``; a reader that waits for frames hears now and then that this end lives."""
+        is_awaited = self._position is not None and not self._commit_sent
+        try:
+            async with asyncio.timeout(self._config.alive_every_s if is_awaited else None):
+                await self._woken()
+        except TimeoutError:
+            await self._send(Alive())
 
     async def _send_next(self, export: Export) -> bool:
         """Send the next Frame or Commit; False: nothing to send now."""
@@ -193,6 +203,7 @@ class HolderSession:
             self._seq += 1
             self._frame_bytes = min(2 * self._frame_bytes, self._config.max_frame_bytes)
             self._credit_bytes -= num_bytes
+            export.touch()
             self._digest.add(frame.xxh3)
             export.bytes_sent += num_bytes
             if self._in_place:
@@ -271,8 +282,9 @@ class HolderSession:
         match message:
             case Accept() if self._export is not None and self._position is None:
                 self._start_sending(message, self._export)
-            case Credit() if self._position is not None:
+            case Credit() if self._position is not None and self._export is not None:
                 self._credit_bytes += message.num_bytes
+                self._export.touch()
                 self._lent.give_back(message.num_bytes)
             case Ack() if self._commit_sent and self._export is not None:
                 self._lent.take_back()
@@ -301,6 +313,7 @@ class HolderSession:
         elif accept.in_place and accept.coding != EXACT:
             self._end(ProtocolError("in_place: blocks read in place are exact"))
         else:
+            export.touch()
             self._position = accept.from_token
             self._credit_bytes = accept.credit_bytes
             self._in_place = accept.in_place

@@ -19,7 +19,7 @@ from kvtransfer.reader_session import ImportedKv, MakeRoom, ReaderSession
 from kvtransfer.store import BlockBuffers
 from kvtransfer.transports.base import Connection, Dialer
 from pdserve.clock import Clock
-from pdserve.errors import PeerUnreachable, TicketExpired, TransferError
+from pdserve.errors import PeerUnreachable, TransferError
 from pdserve.log import event_log
 from pdserve.types import Endpoint, TransferTicket, WorkerId
 
@@ -66,7 +66,7 @@ class Importer:
     async def redeem(
         self, ticket: TransferTicket, make_room: MakeRoom, intake: IntakeBudget
     ) -> ImportedKv:
-        """Read the KV of a ticket within ``ticket.expires_in_s``.
+        """Read the KV of a ticket, for as long as its holder lives and offers it.
 
         What the first blocks of the lease hold already (``num_cached``) is not read again.
         ``make_room(num_tokens)`` is awaited once the holder is ready; it may wait, and is cancelled
@@ -80,26 +80,15 @@ class Importer:
             FinishedAtPrefill: the first token was the last one; there is nothing to take over.
             EngineFailure: the own device failed to copy.
         """
-        if ticket.expires_in_s <= 0:
-            raise TicketExpired(f"{-ticket.expires_in_s:g} s before the read began")
-        scope = asyncio.timeout(ticket.expires_in_s)
-        reader: ReaderSession | None = None
         self._reads(1)
         try:
-            async with scope:
-                endpoint, connection = await self._dial(ticket.endpoints)
-                reader = ReaderSession(connection, ticket, self._buffers, self._config, self._clock)
-                imported = await self._read(reader, connection, ticket, make_room, intake, endpoint)
-                if passed_over := self._before(endpoint, ticket.endpoints):
-                    timing = replace(imported.timing, passed_over=passed_over)
-                    return replace(imported, timing=timing)
-                return imported
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            if reader is None:
-                raise PeerUnreachable(f"not connected in {ticket.expires_in_s:g} s") from None
-            raise reader.deadline_error() from None
+            endpoint, connection = await self._dial(ticket.endpoints)
+            reader = ReaderSession(connection, ticket, self._buffers, self._config, self._clock)
+            imported = await self._read(reader, connection, ticket, make_room, intake, endpoint)
+            if passed_over := self._before(endpoint, ticket.endpoints):
+                timing = replace(imported.timing, passed_over=passed_over)
+                return replace(imported, timing=timing)
+            return imported
         finally:
             self._reads(-1)
 

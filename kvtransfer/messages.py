@@ -89,6 +89,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """Nothing to send yet, but here: the prompt waits or computes, or credit is used up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """KV of whole blocks: tokens ``first_token`` up to ``first_token + num_tokens``.
 
@@ -145,7 +150,18 @@ class Finished:
 
 
 KvMessage = (
-    Open | Ready | Accept | Frame | Commit | Ack | Nack | Credit | Refused | Finished | Probe
+    Open
+    | Ready
+    | Accept
+    | Alive
+    | Frame
+    | Commit
+    | Ack
+    | Nack
+    | Credit
+    | Refused
+    | Finished
+    | Probe
 )
 
 

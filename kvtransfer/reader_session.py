@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from kvtransfer.block_bytes import (
     Fill,
     Put,
+    bounded,
     carried,
     following,
     lying_there,
@@ -33,6 +34,7 @@ from kvtransfer.digest import ReadDigest
 from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import (
     Accept,
+    Alive,
     Commit,
     Credit,
     Finished,
@@ -53,7 +55,6 @@ from pdserve.errors import (
     FrameCorrupt,
     PeerSilent,
     PeerUnreachable,
-    TicketExpired,
     TransferError,
     UnknownMessage,
 )
@@ -100,7 +101,6 @@ class ReaderSession:
         self._num_bytes = 0
         self._digest = ReadDigest()
         self._first_frame_s: float | None = None
-        self._waits_for_peer = True
 
     async def run(
         self, opening: Open | Probe, make_room: MakeRoom, intake: IntakeBudget, transport: str
@@ -124,16 +124,6 @@ class ReaderSession:
         if self._lease is not None:
             self._lease.release()
 
-    def deadline_error(self) -> TransferError:
-        """What to call it when the ticket's time is up now."""
-        limit = f"{self._ticket.expires_in_s:g} s"
-        if self._waits_for_peer:
-            return PeerSilent(f"{self._position} of {self._ticket.num_tokens} tokens after {limit}")
-        if self._lease is None:
-            return TicketExpired(f"no room for the KV within {limit}")
-        placed = f"{self._position} of {self._ticket.num_tokens} tokens"
-        return TicketExpired(f"{placed} placed within {limit}")
-
     async def _open(self, opening: Open | Probe) -> None:
         timeout_s = self._config.ready_timeout_s
         try:
@@ -154,7 +144,6 @@ class ReaderSession:
 
     async def _take_room(self, make_room: MakeRoom) -> Lease:
         """Wait for blocks, listening to the holder meanwhile: it may refuse or finish."""
-        self._waits_for_peer = False
         self._receiving = asyncio.create_task(self._connection.receive())
         room = asyncio.ensure_future(make_room(self._ticket.num_tokens))
         try:
@@ -167,7 +156,6 @@ class ReaderSession:
                 room.add_done_callback(_give_back)
                 room.cancel()
                 await asyncio.wait({room})
-        self._waits_for_peer = True
         wanted = self._buffers.layout.num_blocks(self._ticket.num_tokens)
         assert self._lease.num_blocks >= wanted, "make_room gave too few blocks"
         cached = self._lease.num_cached * self._buffers.layout.block_size
@@ -188,24 +176,34 @@ class ReaderSession:
 
     async def _receive_frames(self, lease: Lease, intake: IntakeBudget) -> Commit:
         while True:
-            message = await self._receive()
+            message = await self._next_word()
             match message:
                 case Frame():
                     await self._take_frame(message, lease, intake)
+                case Alive():
+                    pass
                 case Commit():
                     self._verify(message)
                     return message
                 case _:
                     raise _unexpected(message, "Frame or Commit")
 
+    async def _next_word(self) -> KvMessage:
+        """A holder that computes says Alive meanwhile: silence is not a long prompt."""
+        timeout_s = self._config.silence_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._receive()
+        except TimeoutError:
+            have = f"{self._position} of {self._ticket.num_tokens} tokens"
+            raise PeerSilent(f"{have}, then nothing for {timeout_s:g} s") from None
+
     async def _take_frame(self, frame: Frame, lease: Lease, intake: IntakeBudget) -> None:
         if self._first_frame_s is None:
             self._first_frame_s = self._clock.now()
         self._check(frame)
         num_bytes = self._ticket.layout.num_blocks(frame.num_tokens) * self._block_bytes
-        self._waits_for_peer = False
         await self._place(frame, lease, paced(self._fill(frame), intake))
-        self._waits_for_peer = True
         self._digest.add(frame.xxh3)
         self._position += frame.num_tokens
         self._num_bytes += num_bytes
@@ -234,9 +232,10 @@ class ReaderSession:
 
     def _fill(self, frame: Frame) -> Fill:
         window, lane = self._connection.window, self._connection.lane
+        timeout_s = self._config.silence_timeout_s
         if window is not None:
-            return lying_there(frame, window)
-        return carried(frame) if lane is None else following(lane)
+            return bounded(lying_there(frame, window), timeout_s)
+        return carried(frame) if lane is None else bounded(following(lane), timeout_s)
 
     def _check(self, frame: Frame) -> None:
         """Everything but the checksum. Raises FrameCorrupt naming the field."""

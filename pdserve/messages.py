@@ -29,7 +29,7 @@ from pdserve.types import (
     WorkerStatus,
 )
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 # --- router -> worker -------------------------------------------------------------------------

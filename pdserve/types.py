@@ -223,7 +223,8 @@ class TransferTicket:
     """Claim check for the KV of one attempt, held by exactly one incarnation of one prefill worker.
 
     ``ticket_id`` is stable over redemptions; ``epoch`` says which attempt may redeem it.
-    ``expires_in_s`` is time left when the value was made or decoded.
+    ``expires_in_s`` is for the holder: how long it keeps the KV while nobody reads it, or once it
+    is computed while no reader gets on.
     """
 
     ticket_id: TicketId

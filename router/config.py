@@ -150,8 +150,11 @@ class RouterConfig:
         float, Option("longest pause between two reports of a worker", unit="s", low=0.01)
     ] = 1.0
     ticket_ttl_s: Annotated[
-        float, Option("how long a prefill worker keeps KV for its reader", unit="s", low=1)
-    ] = 120.0
+        float,
+        Option("how long a prefill worker keeps KV that nobody reads, or that is computed and "
+               "whose reader does not get on; a prompt may wait and compute for longer",
+               unit="s", low=1),
+    ] = 120.0  # fmt: skip
     stalled_write_s: Annotated[
         float, Option("a client that takes nothing for so long is cut off", unit="s", low=0.1)
     ] = 30.0

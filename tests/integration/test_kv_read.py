@@ -1,9 +1,11 @@
 """A KV read over every transport: one suite, once a transport (messages: test_kv_transports.py)."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
+from engine.block_pool import BlockLease
 from kvtransfer.config import TransferConfig
 from kvtransfer.exporter import ExportOutcome
 from kvtransfer.messages import FinishedAtPrefill, FirstTokenInfo
@@ -129,12 +131,17 @@ async def test_unknown_ticket(transport: str) -> None:
             await pair.redeem(pair.ticket(4))
 
 
+async def never(num_tokens: int) -> BlockLease:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 async def test_expiry_reaches_the_reader_and_later_ones(transport: str) -> None:
     async with kv_pair(transport) as pair:
         ticket = pair.ticket(4)
-        export = pair.offer(replace(ticket, expires_in_s=0.2))
+        export = pair.offer_computed(replace(ticket, expires_in_s=0.2))
         with pytest.raises(TicketExpired):
-            await pair.redeem(ticket)
+            await pair.redeem(ticket, never)
         assert await export.outcome() is ExportOutcome.EXPIRED
         with pytest.raises(TicketExpired):
             await pair.redeem(ticket)

@@ -10,6 +10,7 @@ from kvtransfer.envelope import seal, unseal
 from kvtransfer.messages import (
     Accept,
     Ack,
+    Alive,
     Commit,
     Credit,
     Finished,
@@ -52,6 +53,7 @@ MESSAGES = st.one_of(
     ),
     st.builds(Commit, TICKETS, COUNTS, COUNTS, COUNTS, st.binary(min_size=16, max_size=16), FIRSTS),
     st.just(Ack()),
+    st.just(Alive()),
     st.builds(Nack, TEXTS, TEXTS),
     st.builds(Credit, COUNTS),
     st.builds(Refused, TEXTS, TEXTS),
@@ -148,7 +150,7 @@ def test_malformed_logprobs_are_refused(logprobs: list[Any]) -> None:
         decode(resealed(EXAMPLES[4], logprobs=logprobs))
 
 
-@pytest.mark.parametrize("number", [0, 12, 255])
+@pytest.mark.parametrize("number", [0, 13, 255])
 def test_an_unknown_type_is_named(number: int) -> None:
     with pytest.raises(UnknownMessage, match=f"type {number}"):
         decode(seal(number, {}))

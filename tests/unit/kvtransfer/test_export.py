@@ -135,14 +135,79 @@ async def test_rearm_after_the_end_does_nothing(bench: Bench) -> None:
     assert await bench.export.outcome() is ExportOutcome.CLOSED
 
 
-async def test_time_runs_out(bench: Bench) -> None:
-    bench.export.attach(bench.reader)
-    bench.clock.advance(29.9)
+async def passes(bench: Bench, by_s: float) -> bool:
+    """So much time passes; is the export still there?"""
+    bench.clock.advance(by_s)
     await settle()
-    assert not bench.export.has_ended
-    bench.clock.advance(0.2)
+    return not bench.export.has_ended
+
+
+def compute(export: Export) -> None:
+    export.advance(6)
+    export.commit(FirstTokenInfo(0, 5))
+
+
+async def test_time_runs_out_once_all_is_computed(bench: Bench) -> None:
+    bench.export.attach(bench.reader)
+    compute(bench.export)
+    assert await passes(bench, 29.9)
+    assert not await passes(bench, 0.2)
     assert await bench.export.outcome() is ExportOutcome.EXPIRED
     assert [farewell.code for farewell in bench.reader.farewells] == ["ticket_expired"]
+
+
+async def test_time_runs_while_nobody_reads(bench: Bench) -> None:
+    assert await passes(bench, 29.9)
+    assert not await passes(bench, 0.2)
+
+
+async def test_time_stands_still_while_a_reader_waits_for_a_prompt(bench: Bench) -> None:
+    bench.export.attach(bench.reader)
+    for num_computed in (0, 4, 4, 6):
+        bench.export.advance(num_computed)
+        assert await passes(bench, 100.0)
+    bench.export.commit(FirstTokenInfo(0, 5))
+    assert await passes(bench, 29.9)
+    assert not await passes(bench, 0.2)
+
+
+async def test_a_reader_that_goes_while_the_prompt_computes_begins_the_time(bench: Bench) -> None:
+    bench.export.attach(bench.reader)
+    assert await passes(bench, 100.0)
+    bench.export.detach(bench.reader, PeerUnreachable("gone"))
+    assert await passes(bench, 29.9)
+    assert not await passes(bench, 0.2)
+
+
+@pytest.mark.parametrize("move", ["touch", "advance", "commit", "attach", "detach"])
+async def test_whatever_moves_the_read_on_begins_the_time_anew(bench: Bench, move: str) -> None:
+    export = bench.export
+    if move in ("touch", "attach", "detach"):
+        export.attach(bench.reader)
+        compute(export)
+    assert await passes(bench, 29.0)
+    match move:
+        case "touch":
+            export.touch()
+        case "advance":
+            export.advance(4)
+        case "commit":
+            compute(export)
+        case "attach":
+            export.attach(RecordingReader())
+        case "detach":
+            export.detach(bench.reader, PeerUnreachable("gone"))
+    assert await passes(bench, 29.0)
+    assert not await passes(bench, 1.1)
+
+
+async def test_a_ticket_without_time_waits_for_its_reader_all_the_same(bench: Bench) -> None:
+    assert bench.export.rearm(replace(TICKET, epoch=2, expires_in_s=0.0))
+    bench.export.attach(bench.reader)
+    for _ in range(3):
+        assert await passes(bench, 1.0)
+    compute(bench.export)
+    assert not await passes(bench, 1.0)
 
 
 async def test_rearm_gives_new_time(bench: Bench) -> None:

@@ -1,12 +1,14 @@
 """Which reader gets a ticket, and how a ticket's end reaches it (docs/protocol.md section 4)."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from kvtransfer.exporter import Export, ExportOutcome
-from kvtransfer.messages import Accept, Ack, Frame, Ready, Refused
+from kvtransfer.messages import Accept, Ack, Alive, Commit, Frame, KvMessage, Ready, Refused
 from pdserve.errors import PeerSilent
+from support.kv_faults import Talker
 from support.kv_pair import FIRST, LAYOUT, settle
 from support.kv_script import BLOCK, RawReaderPair, hear_all_frames, hear_refusal, opening
 
@@ -108,8 +110,15 @@ async def test_rearm_fences_the_old_reader() -> None:
         assert await export.outcome() is ExportOutcome.ACKED
 
 
-@pytest.mark.parametrize("state", ["waiting", "open", "accepted", "committing"])
-@pytest.mark.parametrize("end", ["close", "expire", "finish"])
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        (state, end)
+        for state in ("waiting", "open", "accepted", "committing")
+        for end in ("close", "expire", "finish")
+        if (state, end) != ("accepted", "expire")  # it computes: its time stands still
+    ],
+)
 async def test_the_end_of_a_ticket_reaches_its_reader(state: str, end: str) -> None:
     async with RawReaderPair() as pair:
         ticket = pair.ends.ticket(4, expires_in_s=0.02 if end == "expire" else 60.0)
@@ -136,6 +145,51 @@ def _bring_to_end(export: Export, end: str) -> None:
         export.close("ticket_unknown", "cancelled")
     elif end == "finish":
         export.finish_early()
+    elif export.is_open and export.first_token is None:
+        export.advance(4)
+        export.commit(FIRST)
+
+
+async def test_a_reader_hears_that_the_holder_lives_while_it_computes() -> None:
+    async with RawReaderPair(silence_timeout_s=0.1) as pair:
+        ticket = pair.ends.ticket(8, expires_in_s=0.01)
+        export = pair.ends.offer(ticket)
+        reader = await pair.open_ready(ticket)
+        await reader.say(Accept(0, 10 * BLOCK))
+        for _ in range(3):
+            assert await reader.hear() == Alive()
+        export.advance(4)
+        assert isinstance(await hear_other(reader), Frame)
+        assert await reader.hear() == Alive()
+        export.advance(8)
+        assert isinstance(await hear_other(reader), Frame)
+        export.commit(FIRST)
+        assert isinstance(await hear_other(reader), Commit)
+        await reader.say(Ack())
+        assert await export.outcome() is ExportOutcome.ACKED
+
+
+async def hear_other(reader: Talker) -> KvMessage:
+    """The next message that is not Alive."""
+    while isinstance(message := await reader.hear(), Alive):
+        pass
+    return message
+
+
+@pytest.mark.parametrize("state", ["open", "committing"])
+async def test_a_reader_that_waits_for_nothing_hears_nothing(state: str) -> None:
+    async with RawReaderPair(silence_timeout_s=0.01) as pair:
+        ticket = pair.ends.ticket(4)
+        export = pair.ends.offer(ticket)
+        reader = await pair.open_ready(ticket)
+        if state == "committing":
+            export.advance(4)
+            export.commit(FIRST)
+            await reader.say(Accept(0, BLOCK))
+            await hear_all_frames(reader)
+        await asyncio.sleep(0.02)  # many times what it would have to say it in
+        export.close("ticket_unknown", "cancelled")
+        assert await hear_refusal(reader) == "ticket_unknown"
 
 
 async def test_a_reader_that_takes_nothing_is_cut() -> None:

@@ -1,13 +1,16 @@
 """What a reader waits for, and for how long: answers, room, its intake."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from engine.block_pool import BlockLease
+from kvtransfer.block_bytes import Fill, bounded
 from kvtransfer.config import TransferConfig
 from kvtransfer.intake import IntakeBudget
-from kvtransfer.messages import Credit, Finished, FinishedAtPrefill, Ready, Refused
+from kvtransfer.messages import Alive, Credit, Finished, FinishedAtPrefill, Ready, Refused
+from kvtransfer.transports.base import Placed
 from pdserve.errors import (
     PeerSilent,
     PeerUnreachable,
@@ -38,30 +41,44 @@ async def test_a_silent_holder_is_given_up_in_time() -> None:
     await expect(Read(script), PeerSilent, "no answer to Open", config)
 
 
-async def test_the_tickets_time_bounds_the_whole_read() -> None:
-    await expect(sends(frame), PeerSilent, "8 of 10 tokens", expires_in_s=0.03)
+async def test_a_holder_that_falls_silent_is_given_up_whatever_the_tickets_time() -> None:
+    config = TransferConfig(silence_timeout_s=0.03, max_frame_bytes=3 * BLOCK)
+    await expect(sends(frame), PeerSilent, "8 of 10 tokens, then nothing", config)
 
 
-async def test_no_room_within_the_tickets_time() -> None:
+async def test_a_holder_that_lives_is_waited_for_whatever_the_tickets_time() -> None:
+    """It says so several times, with pauses, for longer than the ticket has."""
+
     async def script(reader: Talker, ticket: TransferTicket) -> None:
-        await reader.hear()
-        await reader.say(Ready(NUM_TOKENS))
+        await begin(reader)
+        for make in (frame, last_frame, commit):
+            for _ in range(4):
+                await asyncio.sleep(0.01)
+                await reader.say(Alive())
+            await reader.say(make(ticket))
 
-    read = Read(script)
-    async with kv_pair(wrap_handler=read.holder) as pair:
-        ticket = read.ticket = pair.ticket(NUM_TOKENS, expires_in_s=0.03)
+    async with kv_pair(wrap_handler=(read := Read(script)).holder) as pair:
+        await read.redeem(pair, expires_in_s=0.01)
+
+
+async def test_a_payload_that_does_not_come_is_given_up() -> None:
+    async def put(index: int, pieces: Sequence[memoryview], placed: Placed) -> None:
+        await asyncio.Event().wait()
+
+    fill = bounded(Fill(put, 7), 0.01)
+    assert fill.at_once_bytes == 7
+    with pytest.raises(PeerSilent, match="payload"):
+        await fill.put(0, (), lambda piece: None)
+
+
+async def test_no_room_within_the_time_the_holder_keeps_it() -> None:
+    async with kv_pair() as pair:
+        ticket = pair.ticket(NUM_TOKENS, expires_in_s=0.03)
+        pair.offer_computed(ticket)
         rooms = WaitingRooms(pair)
-        with pytest.raises(TicketExpired, match="no room"):
+        with pytest.raises(TicketExpired, match="not read within"):
             await pair.redeem(ticket, rooms.make_room)
         assert rooms.num_waiting == 0
-
-
-async def test_a_ticket_without_time_left_is_not_dialled() -> None:
-    async with kv_pair() as pair:
-        ticket = pair.ticket(NUM_TOKENS, expires_in_s=-1.5)
-        with pytest.raises(TicketExpired, match=r"1\.5 s before"):
-            await pair.redeem(ticket)
-        assert pair.exporter.num_connections == 0
 
 
 class WaitingRooms:
