@@ -156,6 +156,7 @@ class WorkerView:
     num_legs: int = 0  # of this router, that still hold something there
     draining: bool = False  # gets no more work
     peer: str = ""  # address its session comes from
+    silent: bool = False  # reports no more, not lost yet: gets nothing new until it does
 
 
 @dataclass(frozen=True, slots=True)

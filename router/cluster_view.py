@@ -23,6 +23,7 @@ class WorkerEntry:
     endpoints: tuple[Endpoint, ...]
     num_legs: int  # of this router, that still hold something there
     draining: bool
+    silent: bool = False  # reports no more, not lost yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ def _unusable(view: WorkerView, limits: PolicyLimits) -> list[str]:
     found = []
     if view.draining or view.status.draining:
         found.append("draining")
+    if view.silent:
+        found.append("silent: no report for several heartbeats")
     if view.status.step_age_s > limits.hung_after_s:
         found.append(f"hung: in one step for {view.status.step_age_s:.1f} s")
     return found

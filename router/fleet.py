@@ -48,6 +48,7 @@ class WorkerView:
     unseen_legs: int = 0
     blocked: bool = False  # answered Busy, no report since
     draining: bool = False
+    silent: bool = False  # no report for several heartbeats (silence.py)
     fingerprint: str = ""
     exposed: Exposed = Exposed()  # KV: prefill end to commit, as seen lately
 
@@ -69,7 +70,7 @@ class Columns(NamedTuple):
     """One entry a worker; ``is_*`` are 0 or 1. Times in seconds."""
 
     is_prefill: Column
-    is_open: Column  # takes new work as far as it says
+    is_open: Column  # takes new work as far as it says, and says so
     is_blocked: Column
     step_age_s: Column
     free_blocks: Column
@@ -248,7 +249,7 @@ def _numbers(view: WorkerView) -> tuple[float, ...]:
     status, limits = view.status, view.limits
     return (
         view.role is Role.PREFILL,
-        not (view.draining or status.draining),
+        not (view.draining or status.draining or view.silent),
         view.blocked,
         status.step_age_s,
         view.free_blocks,

@@ -279,5 +279,6 @@ def _worker(worker: WorkerEntry) -> WorkerView:
         endpoints=worker.endpoints,
         num_legs=worker.num_legs,
         draining=worker.draining,
+        silent=worker.silent,
         peer=worker.peer,
     )

@@ -313,7 +313,8 @@ class WorkerPool:
         loss_s = self._config.worker_loss_s
         until_s = session.silent_until_s(loss_s)
         if until_s > self._clock.now():
-            self._timers.at(until_s, lambda: self._watch(session))
+            again_s = session.look(self._config.heartbeat_s)
+            self._timers.at(min(again_s, until_s), lambda: self._watch(session))
         else:
             error = WorkerLost(f"silent for {loss_s:g} s")
             self._lose(session, SessionEnd(error, died=True))

@@ -389,6 +389,7 @@ def _worker_entry(session: WorkerSession) -> WorkerEntry:
         endpoints=hello.endpoints,
         num_legs=session.num_legs,
         draining=session.is_draining,
+        silent=session.is_silent,
     )
 
 

@@ -37,6 +37,7 @@ from pdserve.types import Attempt, Leg, RequestId, Role, TransferTicket, WorkerS
 from router.bookings import Booking, Bookings, LegKey
 from router.exposed import ExposedEstimate
 from router.policy import WorkerRef, WorkerView
+from router.silence import Silence
 
 logger = event_log(__name__)
 
@@ -71,6 +72,7 @@ class WorkerSession:
         self._bookings = Bookings()
         self._submit_seq = 0
         self._blocked = False
+        self._silence = Silence(self.last_report_s)
         self._draining = False
         self._exposed = ExposedEstimate(hello.limits.chunk_tokens)
         self._view: WorkerView | None = None  # None: something has changed
@@ -96,6 +98,10 @@ class WorkerSession:
     @property
     def is_draining(self) -> bool:
         return self._draining or self.status.draining
+
+    @property
+    def is_silent(self) -> bool:
+        return self._silence.is_silent
 
     @property
     def is_closed(self) -> bool:
@@ -124,9 +130,22 @@ class WorkerSession:
             unseen_legs=num_legs,
             blocked=self._blocked,
             draining=self.is_draining,
+            silent=self.is_silent,
             fingerprint=self.hello.model_fingerprint,
             exposed=self._exposed.at(self._clock.now()),
         )
+
+    def look(self, heartbeat_s: float) -> float:
+        """See whether it has fallen silent; returns when to look again."""
+        was_silent = self.is_silent
+        again_s = self._silence.look(self._clock.now(), heartbeat_s)
+        if self.is_silent != was_silent:
+            self._view = None
+            logger.warning(
+                "worker_silent", worker=self.ref.worker_id,
+                next="it gets nothing new until it reports",
+            )  # fmt: skip
+        return again_s
 
     def silent_until_s(self, loss_s: float) -> float:
         """When this worker counts as lost if nothing more comes: no report, or no answer."""
@@ -191,6 +210,7 @@ class WorkerSession:
 
     def begin_report(self) -> None:
         self.last_report_s = self._clock.now()
+        self._silence.heard(self.last_report_s)
         self._blocked = False
         self._view = None
 

@@ -86,10 +86,14 @@ def _rate(bytes_per_s: float) -> str:
     return f"{bytes_per_s / 1e9:.2f}" if bytes_per_s else "-"
 
 
+def _note(worker: WorkerView) -> str:
+    return " (silent)" if worker.silent else " (draining)" if worker.draining else ""
+
+
 def _row(worker: WorkerView) -> tuple[str, ...]:
     status = worker.status
     return (
-        worker.worker_id + (" (draining)" if worker.draining else ""),
+        worker.worker_id + _note(worker),
         worker.role.value,
         f"{status.free_blocks}/{status.total_blocks}",
         str(status.cached_blocks),

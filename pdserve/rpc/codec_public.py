@@ -319,6 +319,7 @@ def _worker_to_pb(worker: WorkerView) -> pb.WorkerState:
         endpoints=values.endpoints_to_pb(worker.endpoints),
         num_legs=worker.num_legs,
         draining=worker.draining,
+        silent=worker.silent,
         peer=worker.peer,
     )
 
@@ -335,6 +336,7 @@ def _worker_from_pb(message: pb.WorkerState) -> WorkerView:
         endpoints=values.endpoints_from_pb(message.endpoints),
         num_legs=message.num_legs,
         draining=message.draining,
+        silent=message.silent,
         peer=message.peer,
     )
 

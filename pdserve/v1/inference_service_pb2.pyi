@@ -244,7 +244,7 @@ class KvPair(_message.Message):
     def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., transport: _Optional[str] = ..., num_reads: _Optional[int] = ..., num_bytes: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ..., probe_bytes_per_s: _Optional[float] = ..., num_fallbacks: _Optional[int] = ..., probe_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer")
+    __slots__ = ("worker_id", "incarnation", "role", "device", "limits", "status", "endpoints", "num_legs", "draining", "peer", "silent")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +255,7 @@ class WorkerState(_message.Message):
     NUM_LEGS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     role: _types_pb2.Role
@@ -265,7 +266,8 @@ class WorkerState(_message.Message):
     num_legs: int
     draining: bool
     peer: str
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., num_legs: _Optional[int] = ..., draining: _Optional[bool] = ..., peer: _Optional[str] = ...) -> None: ...
+    silent: bool
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[_types_pb2.WorkerLimits, _Mapping]] = ..., status: _Optional[_Union[_types_pb2.WorkerStatus, _Mapping]] = ..., endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ..., num_legs: _Optional[int] = ..., draining: _Optional[bool] = ..., peer: _Optional[str] = ..., silent: _Optional[bool] = ...) -> None: ...
 
 class GetTraceRequest(_message.Message):
     __slots__ = ("request_id",)

@@ -112,7 +112,8 @@ def test_what_excluded_a_worker() -> None:
     leaving, hung = replace(view("P2"), draining=True), view("P3", step_age_s=9)
     busy, behind = replace(view("P4"), blocked=True), view("P5", queued_tokens=500)
     crowded = view("D1", num_running=full.limits.max_running)
-    views = [full, short, leaving, hung, busy, behind, view("P6"), view("D0"), crowded]
+    silent = replace(view("P7"), silent=True)
+    views = [full, short, leaving, hung, busy, behind, view("P6"), view("D0"), crowded, silent]
     fleet, limits, demand = Fleet.of(views), PolicyLimits(), Demand(100, 200)
     barred = {(WorkerId("P6"), WorkerId("D2"))}
     considered = Considered(place(demand, fleet, limits, barred), demand, None, frozenset(barred))
@@ -125,6 +126,7 @@ def test_what_excluded_a_worker() -> None:
     assert why["P4"] == ("answered busy since its last report",)
     assert why["P5"][0].startswith("busy: 500 tokens ahead, ")
     assert why["P6"] == why["D0"] == ()
+    assert why["P7"] == ("silent: no report for several heartbeats",)
     assert why["D1"] == (f"full: all {full.limits.max_running} places taken",)
     assert why["D2"] == ("barred: KV from P6 did not come through lately",)
 

@@ -35,7 +35,8 @@ def some_worker(number: int, draw: random.Random) -> WorkerView:
         WorkerRef(WorkerId(f"w{number}"), "a", number), draw.choice(list(Role)),
         WorkerLimits(draw.choice([900, 2000]), 200, 100, 8, 320), draw.choice([8, 16]), status,
         unseen_blocks=draw.choice([0, 0, 5]), blocked=draw.random() < 0.1,
-        draining=draw.random() < 0.1, exposed=draw.choice([Exposed(), Exposed(0.002, 1e-5)]),
+        draining=draw.random() < 0.1, silent=draw.random() < 0.1,
+        exposed=draw.choice([Exposed(), Exposed(0.002, 1e-5)]),
     )  # fmt: skip
 
 

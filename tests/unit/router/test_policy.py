@@ -105,6 +105,16 @@ def pair(prefill: str, decode: str) -> Placement:
             id="draining by our word",
         ),
         pytest.param(
+            [view("P1"), view("D1", silent=True), view("D2", free_blocks=10)],
+            pair("P1", "D2"),
+            id="decode worker silent",
+        ),
+        pytest.param(
+            [view("P1", silent=True), view("P2", queued_tokens=150), view("D1")],
+            pair("P2", "D1"),
+            id="prefill worker silent",
+        ),
+        pytest.param(
             [view("P1"), view("D1", status=WorkerStatus(free_blocks=64, draining=True))]
             + [view("D2", free_blocks=10)],
             pair("P1", "D2"),
@@ -145,6 +155,7 @@ def test_the_pair_chosen(workers: list[WorkerView], expected: Placement) -> None
         pytest.param([view("P1")], Waiting.NO_DECODE_WORKER, id="no D"),
         pytest.param([view("P1", draining=True), view("D1")], Waiting.NO_PREFILL_WORKER),
         pytest.param([view("P1"), view("D1", step_age_s=9.0)], Waiting.NO_DECODE_WORKER),
+        pytest.param([view("P1"), view("D1", silent=True)], Waiting.NO_DECODE_WORKER),
         pytest.param([view("P1", max_model_len=49), view("D1")], Waiting.TOO_LARGE),
         pytest.param(
             [view("P1", queued_tokens=200), view("D1")], Waiting.PREFILL_BUSY, id="window shut"

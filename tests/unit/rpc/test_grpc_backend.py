@@ -27,6 +27,7 @@ STATUS = ClusterStatus(
             status=WorkerStatus(step=4),
             endpoints=(),
             num_legs=2,
+            silent=True,
             draining=False,
         ),
     ),
