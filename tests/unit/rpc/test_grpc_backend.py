@@ -204,4 +204,5 @@ def test_models_and_status(backend: TextBackend, tokens: ScriptedTokens) -> None
     assert (view.num_queued, view.num_in_flight, view.num_tickets) == (3, 5, 1)
     (worker,) = view.workers
     assert (worker.worker_id, worker.role, worker.num_legs) == ("d0", Role.DECODE, 2)
+    assert worker.silent
     assert worker.status == WorkerStatus(step=4)
