@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -144,3 +145,22 @@ def test_the_search_for_paths_finds_one() -> None:
     mark = "/" + "root/"
     assert _holds_path(f"open('{mark}x')", mark)
     assert not _holds_path(f"a{mark}x", mark)
+
+
+def test_a_job_submitted_to_ray_takes_along_what_it_runs() -> None:
+    """Python of every package, C sources and generated code; not tests, docs or benchmarks."""
+    wanted = sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in ("cluster", "engine", "kvtransfer", "pdserve", "router")
+        for pattern in ("*.py", "*.c", "*.h")
+        for path in (ROOT / folder).rglob(pattern)
+        if "__pycache__" not in path.parts
+    )
+    assert "engine/native/engine.c" in wanted
+    told = subprocess.run(
+        ["git", "-c", f"core.excludesFile={ROOT / '.rayignore'}", "check-ignore", "--no-index",
+         "--stdin"],
+        cwd=ROOT, input="\n".join([*wanted, "tests/x.py"]), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert told.stdout.split() == ["tests/x.py"], told.stderr
