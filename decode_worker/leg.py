@@ -88,7 +88,10 @@ class DecodeLeg:
         self.counts.add(self.state, 1)
 
     def become(self, state: LegState) -> None:
-        """ENDED is counted nowhere."""
+        """ENDED is counted nowhere, and final: the KV read of a leg that was ended meanwhile may
+        still be about to say how far it is."""
+        if self.state is LegState.ENDED:
+            return
         self.counts.add(self.state, -1)
         self.state = state
         if state is not LegState.ENDED:

@@ -117,12 +117,22 @@ def test_counts_are_those_of_the_legs(states: list[LegState]) -> None:
     first, second = legs.legs
     for number, state in enumerate(states):
         leg = first if number % 2 else second
-        if leg.state is not LegState.ENDED:
-            leg.become(state)
+        leg.become(state)
         alive = [each.state for each in legs.legs if each.state is not LegState.ENDED]
         assert {each: legs.counts.of(each) for each in LegState} == {
             each: alive.count(each) for each in LegState
         }
         assert legs.counts.num_owned == sum(each in OWNED for each in alive)
         assert legs.counts.num_arriving == sum(each in ARRIVING for each in alive)
+    legs.close()
+
+
+def test_an_ended_leg_stays_ended() -> None:
+    """Its KV read may still be about to say that it has room."""
+    legs = legs_of([(3, LegState.OPENING)], 2)
+    (leg,) = legs.legs
+    leg.become(LegState.ENDED)
+    leg.become(LegState.LEASING)
+    assert leg.state is LegState.ENDED
+    assert all(legs.counts.of(each) == 0 for each in LegState)
     legs.close()
