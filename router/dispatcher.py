@@ -15,6 +15,7 @@ from pdserve.explained import RequestDecisions
 from pdserve.log import event_log
 from pdserve.types import TicketId, TransferTicket
 from router.actions import CancelLeg
+from router.barred_pairs import Pair
 from router.bookings import LegKey
 from router.config import RouterConfig
 from router.deadlines import least_service_s
@@ -100,7 +101,8 @@ class Dispatcher:
 
     def why_waiting(self, flight: Flight) -> Waiting | None:
         """Why this queued request cannot go, whoever stands before it; None if it could."""
-        decision = self._decide(flight, flight.demand(), self._pool.fleet()).decision
+        barred = self._barred()
+        decision = self._decide(flight, flight.demand(), self._pool.fleet(), barred).decision
         return decision.reason if isinstance(decision, Unplaced) else None
 
     def cancel(self, flight: Flight, action: CancelLeg) -> None:
@@ -139,7 +141,7 @@ class Dispatcher:
     def _unsent(self, flight: Flight) -> KeptDecision:
         """What a decision would be made from now."""
         fleet = self._pool.fleet()
-        considered = self._decide(flight, flight.demand(), fleet)
+        considered = self._decide(flight, flight.demand(), fleet, self._barred())
         return KeptDecision(_asker(flight), 0, self._clock.now(), considered, fleet.views)
 
     # --- choosing -----------------------------------------------------------------------------
@@ -148,13 +150,14 @@ class Dispatcher:
         """One for each queued request, in order; ``fleet`` is renewed by the caller in place."""
         # A pool without workers is so for all who need it: with a long queue that must be cheap.
         missing: dict[bool, Considered] = {}
+        barred = self._barred()  # once: a bar may end between two looks at the clock
         for flight in self._queue:
             demand = flight.demand()
             placed = demand.redeem_at or demand.share_at
             if placed is None and demand.needs_decode in missing:
                 yield flight, missing[demand.needs_decode]
                 continue
-            considered = self._decide(flight, demand, fleet)
+            considered = self._decide(flight, demand, fleet, barred)
             decision = considered.decision
             if self._is_too_late(flight, demand, fleet):
                 considered = considered._replace(decision=Unplaced(Waiting.TOO_LATE))
@@ -162,7 +165,7 @@ class Dispatcher:
                 if decision.reason in (Waiting.NO_PREFILL_WORKER, Waiting.NO_DECODE_WORKER):
                     missing[demand.needs_decode] = considered
             elif isinstance(decision, Unplaced) and decision.reason is Waiting.BARRED:
-                considered = self._elsewhere(flight, fleet) or considered
+                considered = self._elsewhere(flight, fleet, barred) or considered
             yield flight, considered
 
     def _is_too_late(self, flight: Flight, demand: Demand, fleet: Fleet) -> bool:
@@ -173,17 +176,23 @@ class Dispatcher:
         least_s = least_service_s(demand, fleet, self._cached_tokens(flight, fleet))
         return least_s is not None and self._clock.now() + least_s > flight.deadline_s
 
-    def _elsewhere(self, flight: Flight, fleet: Fleet) -> Considered | None:
+    def _elsewhere(
+        self, flight: Flight, fleet: Fleet, barred: frozenset[Pair]
+    ) -> Considered | None:
         """For KV that no decode worker can fetch just now: another prefill worker, if one can."""
-        considered = self._decide(flight, flight.fresh_demand(), fleet)
+        considered = self._decide(flight, flight.fresh_demand(), fleet, barred)
         if not isinstance(considered.decision, Placement):
             return None
         for action in flight.give_up_ticket("no decode worker can fetch it"):
             self.cancel(flight, action)
         return considered
 
-    def _decide(self, flight: Flight, demand: Demand, fleet: Fleet) -> Considered:
-        barred = self._pool.barred.active(self._clock.now())
+    def _barred(self) -> frozenset[Pair]:
+        return self._pool.barred.active(self._clock.now())
+
+    def _decide(
+        self, flight: Flight, demand: Demand, fleet: Fleet, barred: frozenset[Pair]
+    ) -> Considered:
         home = self._homes.of(flight.hints.tenant, flight.hints.session)
         if home:
             demand = replace(demand, prefer=home)
