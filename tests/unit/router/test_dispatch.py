@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -258,6 +259,34 @@ async def test_a_barred_pair_does_not_hold_up_those_behind() -> None:
         await finish_one_token(prefill, await prefill.take_submit())
         assert one_token.token_ids == [10]
         cancel_all(bench.readers[:1])
+
+
+@pytest.mark.parametrize("num_looks", range(1, 6))
+async def test_a_bar_that_ends_between_two_looks_at_the_clock_gives_no_kv_up(
+    num_looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on a millisecond a look; the bar ends before the first of a dispatch's looks,
+    after the last, and between any two."""
+    async with RouterBench(pair_bar_s=1.0) as bench:
+        prefill, decode = await bench.join_pair()
+        reader = bench.start()
+        to_prefill, to_decode = await bench.dispatched(prefill, decode)
+        await prefill.first_token(to_prefill, 10)
+        await decode.kv_failed(to_decode, "peer_unreachable")
+        begin_s = bench.clock.now() + 1.0 - 0.001 * num_looks - 0.0005
+        looks = itertools.count(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.clock, "now", lambda: begin_s + 0.001 * next(looks))
+            await decode.report()
+            await settle()
+        assert num_looks > 1 or prefill.inbox, "the bar was over"
+        assert num_looks < 5 or not prefill.inbox, "the bar was not over"
+        bench.clock.advance(1.5)
+        await settle()
+        again = await prefill.take_submit()
+        assert again.ticket is not None and to_prefill.ticket is not None
+        assert (again.ticket.ticket_id, again.attempt.epoch) == (to_prefill.ticket.ticket_id, 2)
+        reader.stream.cancel("enough")
 
 
 # --- shutting down ----------------------------------------------------------------------------
