@@ -44,10 +44,7 @@ class FaceTiming:
         receive_s = self._arrival.receive_s
         total_s, send_s = timing.total_s + receive_s, 0.0
         if self._sent_s is not None:
-            first_s = (
-                receive_s + timing.tokenize_s + timing.queue_s + timing.prefill_queue_s
-                + timing.prefill_compute_s + timing.first_token_return_s
-            )  # fmt: skip
+            first_s = receive_s + timing.ttft_s  # the router's own: it has neither end's part
             send_s = max(0.0, self._sent_s - self._arrived_s - first_s)
             total_s = max(total_s, first_s + send_s)
         return replace(

@@ -126,7 +126,7 @@ class Router:
     def _admit(self, flight: Flight, now_s: float) -> None:
         """Queue it, if there is room and it can come in time."""
         if flight.deadline_s is None and not self._queue.is_full:
-            self._queue.put_back(flight)
+            self._queue.add(flight, 0.0)
             return  # how long it will wait is nobody's question
         wait_s = self._estimated_wait_s(len(flight.request.prompt_ids))
         if wait_s is not None:
