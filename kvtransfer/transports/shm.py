@@ -17,23 +17,22 @@ import contextlib
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Coroutine, Iterator
 
 from kvtransfer.config import MIB
 from kvtransfer.transports.base import Handler
 from kvtransfer.transports.kept_sockets import KeptSockets
-from kvtransfer.transports.shm_window import PeerMemories, connected
+from kvtransfer.transports.shm_window import PeerMemories, holder_socket
 from kvtransfer.transports.socket_stream import MessageSocket, SocketConnection
 from pdserve.errors import ConfigError
 from pdserve.log import event_log
 from pdserve.memory_file import read_only_descriptor
 from pdserve.types import Endpoint
+from pdserve.unix_sockets import bound, peer_of
 
 TRANSPORT = "shm"
 MEMORY_SUFFIX = ".memory"
 MAX_MESSAGE_BYTES = 8 * MIB  # KV itself goes another way
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -81,7 +80,7 @@ class ShmListener:
             else:
                 sock.abort("another user")
 
-        with _bound(address) as sock:
+        with bound(address) as sock:
             self._servers.append(
                 await asyncio.get_running_loop().create_unix_server(
                     lambda: MessageSocket(MAX_MESSAGE_BYTES, on_connected=accepted), sock=sock
@@ -96,7 +95,7 @@ class ShmListener:
             else:
                 writer.transport.abort()
 
-        with _bound(address) as sock:
+        with bound(address) as sock:
             self._servers.append(await asyncio.start_unix_server(accepted, sock=sock))
 
     def _start(self, work: Coroutine[None, None, None], transport: asyncio.WriteTransport) -> None:
@@ -163,20 +162,8 @@ class ShmDialer:
 
 
 async def _connect(address: str, protocol: MessageSocket) -> None:
-    sock = await connected(address)
+    sock = await holder_socket(address)
     await asyncio.get_running_loop().create_unix_connection(lambda: protocol, sock=sock)
-
-
-@contextlib.contextmanager
-def _bound(address: str) -> Iterator[socket.socket]:
-    """A socket to listen with; closed if that fails."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind("\0" + address)
-        yield sock
-    except BaseException:
-        sock.close()
-        raise
 
 
 @contextlib.contextmanager
@@ -188,8 +175,7 @@ def _socket_of(transport: asyncio.BaseTransport) -> Iterator[socket.socket]:
 
 def _is_of_this_user(transport: asyncio.BaseTransport) -> bool:
     with _socket_of(transport) as sock:
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
+        uid = peer_of(sock).uid
     if uid in (os.getuid(), 0):
         return True
     _log.warning("kv_reader_refused", transport=TRANSPORT, uid=uid, own_uid=os.getuid())

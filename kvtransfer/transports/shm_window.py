@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from kvtransfer.transports.base import Placed
 from pdserve.errors import FrameCorrupt, PeerUnreachable
 from pdserve.memory_file import map_read_only
+from pdserve.unix_sockets import connected
 
 
 class PeerMemory:
@@ -84,23 +85,16 @@ class PeerMemories:
         self._memories.pop(address).close()
 
 
-async def connected(address: str) -> socket.socket:
+async def holder_socket(address: str) -> socket.socket:
     """A socket connected to an abstract address. Raises PeerUnreachable."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, "\0" + address)
+        return await connected(address)
     except OSError as error:
-        sock.close()
         raise PeerUnreachable(f"shm {address}: {error}") from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 async def _received(address: str) -> PeerMemory:
-    sock = await connected(address)
+    sock = await holder_socket(address)
     try:
         await _readable(sock)
         _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import struct
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -33,9 +32,8 @@ from pdserve.rpc.codec import (
 from pdserve.rpc.frame_link import FrameLink
 from pdserve.rpc.session_host import SessionHost
 from pdserve.rpc.stream_link import FLUSH_S
+from pdserve.unix_sockets import bound, connected, peer_of
 from pdserve.v1 import worker_service_pb2 as pb
-
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 _log = event_log(__name__)
 
@@ -78,7 +76,7 @@ class LocalRouterLink(FrameLink[ToWorker, FromWorker]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._peer = f"pid {_pid_of(self.socket)} of this host"
+        self._peer = f"pid {peer_of(self.socket).pid} of this host"
 
     @property
     def verdict(self) -> PdserveError | None:
@@ -104,12 +102,10 @@ class LocalSessions:
         """Empty where no such socket can be had."""
         if self._listener is None:
             name = f"pdserve-session-{secrets.token_hex(16)}"
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                listener.bind("\0" + name)
-                listener.listen()
+                with bound(name) as listener:
+                    listener.listen()
             except OSError as error:
-                listener.close()
                 _log.warning("no_local_sessions", error=error)
                 return ""
             listener.setblocking(False)
@@ -143,7 +139,12 @@ class LocalSessions:
             return
         session = asyncio.create_task(self._serve(sock), name="local session")
         self._sessions.add(session)
-        session.add_done_callback(self._sessions.discard)
+        session.add_done_callback(self._ended)
+
+    def _ended(self, session: asyncio.Task[None]) -> None:
+        self._sessions.discard(session)
+        if not session.cancelled() and (error := session.exception()) is not None:
+            _log.error("local_session_broken", exc=error)
 
     async def _serve(self, sock: socket.socket) -> None:
         _, link = await asyncio.get_running_loop().connect_accepted_socket(
@@ -167,17 +168,14 @@ async def connect_local(
 
     ``router``: its address, for people.
     """
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
     try:
-        await loop.sock_connect(sock, "\0" + name)
-        _, link = await loop.create_unix_connection(
+        sock = await connected(name)
+    except OSError:
+        return None
+    try:
+        _, link = await asyncio.get_running_loop().create_unix_connection(
             lambda: LocalWorkerLink(router, clock, stalled_s), sock=sock
         )
-    except OSError:
-        sock.close()
-        return None
     except BaseException:
         sock.close()
         raise
@@ -202,9 +200,3 @@ def _said_by_router(payload: bytes, router: str) -> PdserveError:
     cls = all_errors().get(end.error_code, PdserveError)
     metadata = ((status.ERROR_CODE, end.error_code),)
     return status.session_end(grpc.StatusCode[cls.grpc_code], end.text, metadata, router)
-
-
-def _pid_of(sock: socket.socket) -> int:
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid: int = _CREDENTIALS.unpack(raw)[0]
-    return pid
