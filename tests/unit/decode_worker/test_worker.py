@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,11 +12,12 @@ import pytest
 from decode_worker.app import _hello as make_hello
 from decode_worker.config import DecodeConfig
 from decode_worker.worker import DecodeWorker
-from engine.block_pool import BlockPool
+from engine.block_pool import BlockLease, BlockPool
 from engine.config import EngineConfig
 from engine.fake_model import prepare_fake_model
 from engine.fake_runner import FakeRunner, fake_tokens
-from kvtransfer.importer import Importer
+from kvtransfer.importer import ImportedKv, Importer
+from kvtransfer.intake import IntakeBudget
 from kvtransfer.messages import FinishedAtPrefill
 from pdserve.clock import MonotonicClock
 from pdserve.errors import EngineFailure, FrameCorrupt
@@ -107,7 +108,9 @@ async def settled(bench: Bench) -> None:
     await bench.worker.close()
     assert bench.pool.num_free == bench.pool.num_blocks
     assert bench.worker.num_legs == 0
-    assert bench.worker.status().reserved_blocks == 0
+    status = bench.worker.status()
+    assert (status.num_queued, status.num_running, status.num_parked) == (0, 0, 0)
+    assert status.reserved_blocks == 0
     assert len(bench.sink.of(Admitted)) == len(bench.sink.of(Ended))
 
 
@@ -265,6 +268,30 @@ async def test_cancel_in_every_state_gives_everything_back(state: str) -> None:
     if blocker is not None:
         blocker.release()
     await settled(bench)
+
+
+async def test_a_leg_that_ended_as_its_read_asks_for_room_is_not_counted_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session lost in the turn of the loop in which the holder said Ready."""
+
+    async def redeem(
+        ticket: TransferTicket,
+        make_room: Callable[[int], Awaitable[BlockLease]],
+        intake: IntakeBudget,
+    ) -> ImportedKv:
+        asyncio.get_running_loop().call_soon(bench.worker.session_ended, bench.sink)
+        room = asyncio.ensure_future(make_room(ticket.num_tokens))
+        try:
+            await asyncio.shield(room)
+            raise AssertionError("not cancelled")
+        finally:
+            (await room).release()
+
+    monkeypatch.setattr(bench.importer, "redeem", redeem)
+    bench.submit(attempt_of())
+    await bench.sink.first(Ended)
+    assert bench.worker.status().num_queued == 0
 
 
 async def test_cancel_of_a_lower_epoch_or_another_session_changes_nothing(bench: Bench) -> None:
