@@ -1,7 +1,9 @@
 """A Prometheus histogram that costs little to fill: one request observes some fifty values.
 
 It renders as prometheus_client's own does, of which it is the fast twin: that one takes a lock and
-looks at the buckets one after the other. Of one thread only, without labels and exemplars.
+looks at the buckets one after the other, 2.5 us of process time a value where this takes 0.6 (13
+buckets; a router has some 3 ms for a request), and tokens of one piece are one call here. Of one
+thread only, without labels and exemplars.
 """
 
 from __future__ import annotations
