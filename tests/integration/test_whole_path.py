@@ -194,3 +194,19 @@ async def many(
 def kv_mib(num_blocks: int) -> float:
     """Memory for so many blocks of the fake model (2 layers, 1 head of 8, float32)."""
     return num_blocks * (2 * 2 * 1 * 8 * 4 * BLOCK_SIZE) / 2**20
+
+
+@pytest.mark.parametrize("kv", ["inproc", "grpc"])
+async def test_a_prompt_that_computes_for_longer_than_its_ticket_lives(kv: str) -> None:
+    """1.6 s, where the ticket has 1."""
+    options = TrioOptions(kv=kv)
+    options = replace(
+        options,
+        router=replace(options.router, ticket_ttl_s=1.0),
+        engine=replace(options.engine, fake_prefill_us=40_000.0),
+    )
+    async with Trio(options) as trio:
+        outcome = await trio.generate(prompt(40), GREEDY)
+        assert outcome.ids == oracle(40, GREEDY)
+        assert outcome.timing.num_dispatches == 1
+        assert outcome.timing.kv_tokens == 40
